@@ -1,0 +1,19 @@
+//! karri's vocabulary: what every other crate may name, and nothing that does I/O.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`id`] | resource ids as newtypes (`i-`, `vol-`, `ami-`, ...) |
+//! | [`units`] | bytes and sectors |
+//! | [`clock`] | wall and monotonic time as a parameter |
+//! | [`config`] | the TOML configuration of every role |
+//! | [`observe`] | log set-up, fixed field names, metric registry |
+//! | [`aws`] | SigV4, SigV2, ARNs |
+//! | [`proto`] | the gRPC messages between roles (`proto/*.proto`) |
+
+pub mod aws;
+pub mod clock;
+pub mod config;
+pub mod id;
+pub mod observe;
+pub mod proto;
+pub mod units;
