@@ -9,6 +9,7 @@
 //! | [`observe`] | log set-up, fixed field names, metric registry |
 //! | [`aws`] | SigV4, SigV2, ARNs |
 //! | [`proto`] | the gRPC messages between roles (`proto/*.proto`) |
+//! | [`role`] | what a started role is to the binary |
 
 pub mod aws;
 pub mod clock;
@@ -16,4 +17,5 @@ pub mod config;
 pub mod id;
 pub mod observe;
 pub mod proto;
+pub mod role;
 pub mod units;

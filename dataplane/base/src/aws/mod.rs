@@ -1,1 +1,3 @@
 //! What AWS's protocols share: request signatures and names.
+
+pub mod keys;
