@@ -1,0 +1,61 @@
+# Every target works from a clean clone; each runs what it needs first. One cargo profile for everything: --release.
+
+CARGO ?= cargo
+# Where cargo builds; a cache outside the checkout may be used, and is never needed.
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TARGET_DIR
+KARRI = $(CARGO_TARGET_DIR)/release/karri
+# A cargo that is too old steps back behind Debian's, which `make setup` then installs.
+ifeq ($(shell $(CARGO) --version 2>/dev/null | awk '{split($$2, v, "."); print v[1] > 1 || v[2] >= 95}'),1)
+else
+export PATH := /usr/bin:$(PATH)
+endif
+
+.PHONY: all setup build up check test e2e sim fuzz bench guest clean
+.NOTPARALLEL:
+
+all: check test
+
+# Debian packages, a compiler where there is none, aws cli and boto3 for tests.
+setup:
+	@scripts/setup
+
+build: setup
+	$(CARGO) build --release
+
+# The whole cloud on this machine, in the foreground. ARGS go to `karri up`.
+up: build
+	@exec $(KARRI) up $(ARGS)
+
+# Formatting, lints and documentation; a warning is an error.
+check: setup
+	@if $(CARGO) fmt --version >/dev/null 2>&1; then set -x; $(CARGO) fmt --all --check; else echo "SKIPPED fmt: this cargo has no rustfmt"; fi
+	@if $(CARGO) clippy --version >/dev/null 2>&1; then set -x; $(CARGO) clippy --release --workspace --all-targets -- -D warnings; else echo "SKIPPED clippy: this cargo has no clippy"; fi
+	@if rustdoc --version >/dev/null 2>&1; then set -x; RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --workspace --no-deps; else echo "SKIPPED docs: this compiler has no rustdoc"; fi
+
+# Everything that tests: units, seams, simulation (tens of seeds), end to end with real clients and a booted guest.
+test: setup guest
+	@scripts/test
+
+# Only the end-to-end suite.
+e2e: setup guest
+	@scripts/test -p karri --test e2e
+
+# Simulation with thousands of seeds; `make sim SEED=n` replays one.
+sim: setup
+	@$(if $(SEED),KARRI_SIM_SEED=$(SEED),KARRI_SIM_SEEDS=$(or $(SEEDS),2000)) scripts/test --workspace sim
+
+# Hostile bytes against every parser, for so long each: `make fuzz TARGET=part-of-a-test-name SECONDS=60`.
+fuzz: setup
+	@KARRI_FUZZ_SECONDS=$(or $(SECONDS),60) scripts/test --workspace $(or $(TARGET),fuzz)
+
+# Figures side by side with peers, in one run.
+bench: setup
+	@scripts/bench $(ARGS)
+
+# The small bootable guest: target/guest/vmlinuz, initrd and root.img.
+guest: setup
+	@scripts/guest
+
+clean:
+	$(CARGO) clean
