@@ -1,1 +1,13 @@
-//! (being built)
+//! karri-control: the roles that decide, not the ones that move data.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`wire`] | AWS's Query/XML protocols: parsing, answers, types generated from the service models |
+//!
+//! Control runs on tokio, keeps its records in a `MetaStore` and meets storage, cluster and node over gRPC only. It
+//! promises that an acknowledged request survives kill -9 of any role: what was asked for is recorded first, then
+//! worked off in idempotent steps. It leaves data to Walrus and storage.
+
+#![forbid(unsafe_code)]
+
+pub mod wire;
