@@ -15,6 +15,13 @@
 //! - Every byte that `read_blob` gives was checked against its checksum; a mismatch is `Corrupt`, never wrong bytes.
 //! - Ids are never used twice in the life of a store.
 
+#![forbid(unsafe_code)]
+
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+pub mod memory;
+
+use std::fmt;
 use std::future::Future;
 
 use karri_engine::buf::Buf;
@@ -27,6 +34,12 @@ pub const EXTENT_BYTES: u64 = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlobId(pub u64);
 
+impl fmt::Display for BlobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "blob {:x}", self.0)
+    }
+}
+
 /// A mutable extent: where it is (`slot`) and how often that slot was given out (`incarnation`), so that a stale handle
 /// is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,6 +48,12 @@ pub struct ExtentId {
     pub slot: u32,
     /// Counts the slot's owners.
     pub incarnation: u32,
+}
+
+impl fmt::Display for ExtentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "extent {}.{}", self.slot, self.incarnation)
+    }
 }
 
 /// Why a call failed.
@@ -133,4 +152,14 @@ pub trait BlobWriter: 'static {
     fn append(&mut self, buf: Buf) -> impl Future<Output = Result<(), BulkError>>;
     /// Waits for all data, writes the record and makes both durable. Answers the length.
     fn seal(self) -> impl Future<Output = Result<u64, BulkError>>;
+}
+
+/// Refuses an extent access that is not whole sectors inside the extent.
+fn check_extent_range(op: &'static str, at: u64, len: usize) -> Result<(), BulkError> {
+    const SECTOR: u64 = karri_base::units::SECTOR_BYTES;
+    let len = len as u64;
+    if (at | len).is_multiple_of(SECTOR) && len <= EXTENT_BYTES && at <= EXTENT_BYTES - len {
+        return Ok(());
+    }
+    Err(DiskError::Bounds { op, at, len, size: EXTENT_BYTES }.into())
 }
