@@ -2,8 +2,21 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`exec`] | the executor's tasks, wakers and timers; its free functions are at the crate's root |
+//! | [`sync`] | what tasks of one core share: semaphore, mutex, notify, bounded queues |
+//! | [`sim`] | the seeded simulation of the executor: virtual time, drawn order |
 //! | [`buf`] | memory that an I/O operation owns until its completion |
-//! | [`disk`] | the `Disk` seam and its twins: `uring`, and the seeded `sim` |
+//! | [`disk`] | the `Disk` seam and its twins: `uring`, and the seeded `sim`; its conformance suite |
+//!
+//! A store written against [`Disk`](disk::Disk) and the free functions runs unchanged on a core and in the simulation.
 
 pub mod buf;
 pub mod disk;
+pub mod exec;
+pub mod sim;
+pub mod sync;
+
+pub use exec::{
+    Elapsed, JoinError, JoinHandle, Sleep, detach, foreign, now, on_executor, sleep, sleep_until, spawn, timeout,
+    yield_now,
+};

@@ -11,6 +11,12 @@
 //! - Offsets, lengths and addresses of owned memory are multiples of [`crate::buf::ALIGN`]; foreign memory may be aligned
 //!   to 512 bytes where the device allows it (`uring` bounces what O_DIRECT refuses).
 
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+pub mod sim;
+#[cfg(test)]
+mod sim_tests;
+
 use std::future::Future;
 
 use crate::buf::Buf;
