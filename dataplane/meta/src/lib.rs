@@ -10,6 +10,15 @@
 //! - Only `checks` are conflict-detected: the batch happens only if each checked key has exactly the expected value at that
 //!   moment; otherwise `Conflict` and nothing happened. Guard a range with a key.
 //! - Reads see every commit that was answered before they began.
+//! - A future does nothing before its first poll. A commit whose future is dropped later may still happen.
+//! - Keys and values are any bytes. A range whose end is not after its start is empty.
+
+#![forbid(unsafe_code)]
+
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+pub mod memory;
+pub mod rocks;
 
 use std::ops::Range;
 
@@ -28,6 +37,40 @@ pub struct Scan {
     pub limit: usize,
     /// From the end backwards.
     pub reverse: bool,
+}
+
+impl Scan {
+    /// The first `limit` pairs of `range`, in the order of their keys.
+    pub fn new(range: Range<Bytes>, limit: usize) -> Self {
+        Self { range, limit, reverse: false }
+    }
+    /// The last `limit` pairs of `range`, from the end backwards.
+    pub fn backwards(range: Range<Bytes>, limit: usize) -> Self {
+        Self { range, limit, reverse: true }
+    }
+    /// All keys that begin with `prefix`, at most `limit` of them.
+    pub fn prefix(prefix: impl Into<Bytes>, limit: usize) -> Self {
+        let start = prefix.into();
+        let end = prefix_end(&start);
+        Self::new(start..end, limit)
+    }
+}
+
+/// The first key after all keys that begin with `prefix`. A prefix of nothing but 0xFF bytes has no such key: the answer
+/// is then longer than any key with up to 1,024 more bytes of 0xFF.
+pub fn prefix_end(prefix: &[u8]) -> Bytes {
+    match prefix.iter().rposition(|&b| b != 0xFF) {
+        Some(at) => {
+            let mut end = prefix[..=at].to_vec();
+            end[at] += 1;
+            end.into()
+        }
+        None => {
+            let mut end = prefix.to_vec();
+            end.resize(prefix.len() + 1024, 0xFF);
+            end.into()
+        }
+    }
 }
 
 /// Changes that happen together.
@@ -63,6 +106,13 @@ impl Batch {
         self.dels.push(key.into());
         self
     }
+    /// About how many bytes the batch carries.
+    pub fn bytes(&self) -> usize {
+        let checks = self.checks.iter().map(|(k, v)| k.len() + v.as_ref().map_or(0, Bytes::len));
+        let puts = self.puts.iter().map(|(k, v)| k.len() + v.len());
+        let ranges = self.del_ranges.iter().map(|r| r.start.len() + r.end.len());
+        checks.chain(puts).chain(self.dels.iter().map(Bytes::len)).chain(ranges).sum()
+    }
     /// Adds a range delete.
     pub fn del_range(mut self, range: Range<Bytes>) -> Self {
         self.del_ranges.push(range);
@@ -79,7 +129,7 @@ pub enum MetaError {
         /// The first such key.
         key: Bytes,
     },
-    /// The store is full; nothing happened.
+    /// The store is full; nothing happened. Removing records still works for a while.
     #[error("the metadata store is full: {why}")]
     NoSpace {
         /// The system's words.
