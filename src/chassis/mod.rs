@@ -253,3 +253,6 @@ impl RoleService for Status {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests;
