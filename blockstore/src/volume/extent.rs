@@ -1,0 +1,658 @@
+//! A volume on the extents of a bulk store, thin and in place, through a map in the metadata store.
+//!
+//! ```text
+//! write   mapped block        -> in place, nothing else
+//!         not mapped          -> (new) extent, bytes written, then the block's bit set in memory: the entry is dirty
+//! flush   dirty entries' bits as they are now -> data synced (new extents kept) -> one commit -> old extents freed
+//! read    plan over own map, then parents' -> extents and zeros
+//! ```
+//!
+//! Promises, and what keeps them:
+//! - **Nobody's old bytes show.** A bit is set after its block's write completed, committed after the data was synced,
+//!   and an extent is given back after the commit that unmaps it and after the last read that began before. So at any
+//!   moment a durable bit stands for synced bytes of this volume.
+//! - **Old or new.** Mapped blocks are overwritten in place; an unmapped block is its old self until the commit.
+//! - **No delta, no commit; nothing written, no sync.** Flushes that wait for a running one share the next.
+//! - Writes that do not cover whole 4 KiB blocks read the rest, alone on those blocks ([`super::order`]).
+//!
+//! After a failed data sync nobody knows what the disk holds, so the volume stops until it is opened again. A failed
+//! commit leaves the entries dirty and the next flush tries again.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use futures_util::future::join_all;
+use karri_bulk::{BulkError, BulkStore, EXTENT_BYTES, ExtentId};
+use karri_engine::buf::Buf;
+use karri_meta::{Batch, MetaStore, Scan};
+
+use super::order::{Changed, Ranges, Readers};
+use super::{Done, SECTOR_BYTES, Volume, check_bounds};
+use crate::error::Error;
+use crate::map::{BLOCK_BYTES, Bits, Entry, Map, Piece, Source, plan, record};
+
+/// A discard commits by itself once it would leave so many extents waiting for the next flush.
+const FREEING_MAX: usize = 64;
+/// Map records loaded at a time.
+const LOAD_BATCH: usize = 4096;
+
+/// A volume's counters, readable from any thread.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Completed reads.
+    pub reads: AtomicU64,
+    /// Bytes read.
+    pub read_bytes: AtomicU64,
+    /// Completed writes.
+    pub writes: AtomicU64,
+    /// Bytes written.
+    pub write_bytes: AtomicU64,
+    /// Flushes that synced or committed something.
+    pub flushes: AtomicU64,
+    /// Requests that failed.
+    pub errors: AtomicU64,
+    /// Bytes of extents that the volume owns.
+    pub allocated_bytes: AtomicU64,
+}
+
+/// A volume on a bulk store's extents. Clones share it; it belongs to the core that opened it.
+#[derive(Clone)]
+pub struct ExtentVolume<B: BulkStore>(pub(super) Rc<Inner<B>>);
+
+pub(super) struct Inner<B> {
+    name: String,
+    serial: u64,
+    size: u64,
+    bulk: B,
+    meta: Arc<dyn MetaStore>,
+    below: Vec<Arc<Map>>,
+    state: RefCell<State>,
+    ranges: Rc<Ranges>,
+    readers: Readers,
+    flush: FlushTurn,
+    stats: Arc<Stats>,
+}
+
+struct State {
+    map: Map,
+    /// Entries that differ from their records.
+    dirty: BTreeSet<u32>,
+    /// Extents allocated and not yet kept.
+    fresh: HashSet<ExtentId>,
+    /// Extents that the map no longer names, to be freed after the commit that says so.
+    freeing: Vec<ExtentId>,
+    /// Writes completed, and how many of them a sync covers.
+    written: u64,
+    synced: u64,
+    stopped: Option<String>,
+}
+
+/// One flush at a time; those who come meanwhile share the next.
+#[derive(Default)]
+struct FlushTurn {
+    running: Cell<bool>,
+    begun: Cell<u64>,
+    good: Cell<u64>,
+    changed: Changed,
+}
+
+impl<B: BulkStore> ExtentVolume<B> {
+    /// Opens a volume: its own map is loaded from `meta`, `below` are its parents' maps, nearest first.
+    ///
+    /// # Errors
+    /// `Meta` or `Corrupt` when the map cannot be read.
+    pub async fn open(
+        name: &str,
+        serial: u64,
+        size: u64,
+        bulk: B,
+        meta: Arc<dyn MetaStore>,
+        below: Vec<Arc<Map>>,
+    ) -> Result<Self, Error> {
+        let map = load_map(&*meta, serial, size).await?;
+        let stats = Arc::new(Stats::default());
+        stats.allocated_bytes.store(map.allocated_bytes(), Relaxed);
+        let state = State {
+            map,
+            dirty: BTreeSet::new(),
+            fresh: HashSet::new(),
+            freeing: Vec::new(),
+            written: 0,
+            synced: 0,
+            stopped: None,
+        };
+        Ok(Self(Rc::new(Inner {
+            name: name.to_owned(),
+            serial,
+            size,
+            bulk,
+            meta,
+            below,
+            state: RefCell::new(state),
+            ranges: Rc::default(),
+            readers: Readers::default(),
+            flush: FlushTurn::default(),
+            stats,
+        })))
+    }
+
+    /// Its counters.
+    pub fn stats(&self) -> Arc<Stats> {
+        self.0.stats.clone()
+    }
+
+    /// Flushes and gives back what was allocated for writes that never completed. No request may be under way.
+    ///
+    /// # Errors
+    /// As `flush`.
+    pub async fn close(&self) -> Result<(), Error> {
+        self.0.flush().await?;
+        let fresh: Vec<_> = {
+            let state = &mut *self.0.state.borrow_mut();
+            let empty: Vec<u32> = state
+                .map
+                .entries()
+                .filter(|(_, e)| e.extent().is_some_and(|x| state.fresh.contains(&x)))
+                .map(|(index, _)| index)
+                .collect();
+            for index in empty {
+                let mut parts = state.map.get(index).parts();
+                parts.extent = None;
+                state.map.set(index, parts.settle());
+            }
+            state.fresh.drain().collect()
+        };
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        self.0.bulk.free_extents(fresh).await.map_err(|e| self.0.bulk_error("free", e))
+    }
+
+    /// A copy of its map as it is now, for sealing a base.
+    pub fn map(&self) -> Map {
+        self.0.state.borrow().map.clone()
+    }
+}
+
+/// The stored map of the volume with this serial.
+///
+/// # Errors
+/// `Meta` or `Corrupt`.
+pub async fn load_map(meta: &dyn MetaStore, serial: u64, size: u64) -> Result<Map, Error> {
+    let mut map = Map::new(size.next_multiple_of(BLOCK_BYTES));
+    let mut range = record::keys_of(serial);
+    loop {
+        let scan = Scan { range: range.clone(), limit: LOAD_BATCH, reverse: false };
+        let pairs = meta.scan(scan).await.map_err(|source| Error::Meta {
+            what: format!("map of volume serial {serial}"),
+            op: "load",
+            source,
+        })?;
+        for (key, value) in &pairs {
+            let index = record::parse_key(key).map(|(_, index)| index).filter(|i| *i < map.extents());
+            let Some(index) = index else {
+                let what = format!("map record {}", key.escape_ascii());
+                return Err(Error::Corrupt { what, why: format!("it lies outside a volume of {size} bytes") });
+            };
+            map.set(index, record::decode(key, value)?);
+        }
+        match pairs.last() {
+            Some((last, _)) if pairs.len() == LOAD_BATCH => {
+                range.start = [last, &b"\0"[..]].concat().into();
+            }
+            _ => return Ok(map),
+        }
+    }
+}
+
+impl<B: BulkStore> Volume for ExtentVolume<B> {
+    fn name(&self) -> &str {
+        &self.0.name
+    }
+    fn size(&self) -> u64 {
+        self.0.size
+    }
+    async fn read(&self, at: u64, buf: Buf) -> Done {
+        let len = buf.len() as u64;
+        let done = match check_bounds("read", &self.0.name, at, len, self.0.size) {
+            Ok(()) => self.0.read(at, buf).await,
+            Err(e) => (Err(e), buf),
+        };
+        self.0.count(&done.0, &self.0.stats.reads, &self.0.stats.read_bytes, len);
+        done
+    }
+    async fn write(&self, at: u64, buf: Buf, fua: bool) -> Done {
+        let len = buf.len() as u64;
+        let mut done = match self.0.check_change("write", at, len) {
+            Ok(()) => self.0.write(at, buf).await,
+            Err(e) => (Err(e), buf),
+        };
+        if fua && done.0.is_ok() {
+            done.0 = self.0.flush().await;
+        }
+        self.0.count(&done.0, &self.0.stats.writes, &self.0.stats.write_bytes, len);
+        done
+    }
+    async fn flush(&self) -> Result<(), Error> {
+        self.0.flush().await
+    }
+    async fn discard(&self, at: u64, len: u64) -> Result<(), Error> {
+        self.0.check_change("discard", at, len)?;
+        self.0.unmap(at, len).await
+    }
+    async fn write_zeroes(&self, at: u64, len: u64) -> Result<(), Error> {
+        self.0.check_change("write zeroes", at, len)?;
+        // The ends that do not fill a block are written; the blocks between are unmapped.
+        let end = at + len;
+        let first = at.next_multiple_of(BLOCK_BYTES).min(end);
+        let last = if end == self.0.size { end } else { (end - end % BLOCK_BYTES).max(first) };
+        for (from, to) in [(at, first), (last, end)] {
+            if from < to {
+                self.0.write(from, Buf::zeroed((to - from) as usize)).await.0?;
+            }
+        }
+        self.0.unmap(first, last - first).await
+    }
+}
+
+impl<B: BulkStore> Inner<B> {
+    fn count(&self, outcome: &Result<(), Error>, ops: &AtomicU64, bytes: &AtomicU64, len: u64) {
+        match outcome {
+            Ok(()) => {
+                ops.fetch_add(1, Relaxed);
+                bytes.fetch_add(len, Relaxed);
+            }
+            Err(_) => drop(self.stats.errors.fetch_add(1, Relaxed)),
+        }
+    }
+
+    fn check_change(&self, op: &'static str, at: u64, len: u64) -> Result<(), Error> {
+        check_bounds(op, &self.name, at, len, self.size)?;
+        self.check_running()
+    }
+
+    fn check_running(&self) -> Result<(), Error> {
+        match &self.state.borrow().stopped {
+            None => Ok(()),
+            Some(why) => Err(Error::Stopped { volume: self.name.clone(), why: why.clone() }),
+        }
+    }
+
+    fn bulk_error(&self, op: &'static str, source: BulkError) -> Error {
+        let volume = self.name.clone();
+        match source {
+            BulkError::NoSpace { .. } => Error::NoSpace { volume, source },
+            _ => Error::Bulk { volume, op, source },
+        }
+    }
+
+    // ---- reading ----
+
+    async fn read(&self, at: u64, buf: Buf) -> Done {
+        let _reading = self.readers.enter();
+        let len = buf.len() as u64;
+        if len == 0 {
+            return (Ok(()), buf);
+        }
+        if !at.is_multiple_of(BLOCK_BYTES) || !len.is_multiple_of(BLOCK_BYTES) {
+            return self.read_unaligned(at, buf).await;
+        }
+        // The common case first: all in one extent.
+        let (index, inside) = ((at / EXTENT_BYTES) as u32, at % EXTENT_BYTES);
+        let full = match self.state.borrow().map.get(index) {
+            Entry::Full(x) if inside + len <= EXTENT_BYTES => Some(*x),
+            _ => None,
+        };
+        match full {
+            Some(x) => {
+                let (outcome, buf) = self.bulk.read_extent(x, inside, buf).await;
+                (outcome.map_err(|e| self.bulk_error("read", e)), buf)
+            }
+            None => self.read_pieces(at, buf).await,
+        }
+    }
+
+    async fn read_pieces(&self, at: u64, mut buf: Buf) -> Done {
+        let mut pieces = Vec::new();
+        plan(&self.state.borrow().map, &self.below, at, buf.len() as u64, &mut pieces);
+        if let [Piece { source: Source::Extent(x, from), .. }] = pieces[..] {
+            let (outcome, buf) = self.bulk.read_extent(x, from, buf).await;
+            return (outcome.map_err(|e| self.bulk_error("read", e)), buf);
+        }
+        let mut reads = Vec::new();
+        let mut here = 0;
+        for piece in pieces {
+            let len = piece.len as usize;
+            match piece.source {
+                Source::Zero => buf.zero(here, len),
+                Source::Extent(x, from) => {
+                    let part = if buf.is_owned() { Buf::zeroed(len) } else { buf.slice_foreign(here, len) };
+                    reads.push(async move { (here, self.bulk.read_extent(x, from, part).await) });
+                }
+            }
+            here += len;
+        }
+        let mut outcome = Ok(());
+        for (here, (read, part)) in join_all(reads).await {
+            match read {
+                Ok(()) if part.is_owned() => buf.copy_from(here, part.bytes()),
+                Ok(()) => {}
+                Err(e) => outcome = Err(self.bulk_error("read", e)),
+            }
+        }
+        (outcome, buf)
+    }
+
+    /// Reads whole blocks around the request and copies out of them.
+    async fn read_unaligned(&self, at: u64, mut buf: Buf) -> Done {
+        let from = at - at % BLOCK_BYTES;
+        let to = (at + buf.len() as u64).next_multiple_of(BLOCK_BYTES);
+        let (outcome, whole) = self.read_pieces(from, Buf::zeroed((to - from) as usize)).await;
+        if outcome.is_ok() {
+            let skip = (at - from) as usize;
+            buf.copy_from(0, &whole.bytes()[skip..skip + buf.len()]);
+        }
+        (outcome, buf)
+    }
+
+    // ---- writing ----
+
+    async fn write(&self, at: u64, buf: Buf) -> Done {
+        let end = at + buf.len() as u64;
+        if buf.is_empty() {
+            return (Ok(()), buf);
+        }
+        if at.is_multiple_of(BLOCK_BYTES) && end.is_multiple_of(BLOCK_BYTES) {
+            let _guard = self.ranges.take(at..end, false).await;
+            return self.write_blocks(at, buf).await;
+        }
+        let (from, to) = (at - at % BLOCK_BYTES, end.next_multiple_of(BLOCK_BYTES));
+        let _guard = self.ranges.take(from..to, true).await;
+        let (read, mut whole) = self.read(from, Buf::zeroed((to - from) as usize)).await;
+        if read.is_err() {
+            return (read, buf);
+        }
+        let skip = (at - from) as usize;
+        let len = buf.len();
+        buf.copy_to(0, &mut whole.bytes_mut()[skip..skip + len]);
+        let (outcome, _) = self.write_blocks(from, whole).await;
+        (outcome, buf)
+    }
+
+    /// Writes whole blocks. The caller holds their range.
+    async fn write_blocks(&self, at: u64, buf: Buf) -> Done {
+        let len = buf.len() as u64;
+        let inside = at % EXTENT_BYTES;
+        if inside + len <= EXTENT_BYTES {
+            let index = (at / EXTENT_BYTES) as u32;
+            let target = match self.target(index).await {
+                Ok(x) => x,
+                Err(e) => return (Err(e), buf),
+            };
+            let (outcome, buf) = self.bulk.write_extent(target, inside, buf).await;
+            if outcome.is_ok() {
+                self.written(index, inside, len);
+            }
+            return (outcome.map_err(|e| self.bulk_error("write", e)), buf);
+        }
+        self.write_pieces(at, buf).await
+    }
+
+    async fn write_pieces(&self, at: u64, buf: Buf) -> Done {
+        let end = at + buf.len() as u64;
+        // All extents first: without room nothing is written.
+        let mut pieces = Vec::new();
+        let mut from = at;
+        while from < end {
+            let index = (from / EXTENT_BYTES) as u32;
+            let to = end.min((u64::from(index) + 1) * EXTENT_BYTES);
+            match self.target(index).await {
+                Ok(x) => pieces.push((index, x, from, to)),
+                Err(e) => return (Err(e), buf),
+            }
+            from = to;
+        }
+        let writes = pieces.into_iter().map(|(index, x, from, to)| {
+            let (here, len) = ((from - at) as usize, (to - from) as usize);
+            let part = if buf.is_owned() {
+                let mut part = Buf::zeroed(len);
+                part.bytes_mut().copy_from_slice(&buf.bytes()[here..here + len]);
+                part
+            } else {
+                buf.slice_foreign(here, len)
+            };
+            async move {
+                let (outcome, _) = self.bulk.write_extent(x, from % EXTENT_BYTES, part).await;
+                if outcome.is_ok() {
+                    self.written(index, from % EXTENT_BYTES, len as u64);
+                }
+                outcome
+            }
+        });
+        let outcome = join_all(writes).await.into_iter().collect::<Result<(), _>>();
+        (outcome.map_err(|e| self.bulk_error("write", e)), buf)
+    }
+
+    /// The extent that writes to entry `index` go to, allocated if there is none.
+    async fn target(&self, index: u32) -> Result<ExtentId, Error> {
+        match self.try_target(index) {
+            Err(BulkError::NoSpace { .. }) if !self.state.borrow().freeing.is_empty() => {
+                // What discards unmapped becomes free by a flush.
+                self.flush().await?;
+                self.try_target(index).map_err(|e| self.bulk_error("allocate", e))
+            }
+            other => other.map_err(|e| self.bulk_error("allocate", e)),
+        }
+    }
+
+    fn try_target(&self, index: u32) -> Result<ExtentId, BulkError> {
+        let state = &mut *self.state.borrow_mut();
+        if let Some(x) = state.map.get(index).extent() {
+            return Ok(x);
+        }
+        let x = self.bulk.alloc_extent()?;
+        let mut parts = state.map.get(index).parts();
+        parts.extent = Some(x);
+        state.map.set(index, parts.settle());
+        state.fresh.insert(x);
+        self.stats.allocated_bytes.fetch_add(EXTENT_BYTES, Relaxed);
+        Ok(x)
+    }
+
+    /// A write of these bytes of entry `index` completed.
+    fn written(&self, index: u32, inside: u64, len: u64) {
+        let state = &mut *self.state.borrow_mut();
+        state.written += 1;
+        let Entry::Partial(p) = state.map.get(index) else { return };
+        let blocks = Bits::range((inside / BLOCK_BYTES) as usize, ((inside + len) / BLOCK_BYTES) as usize);
+        if p.data.has_all(blocks) {
+            return;
+        }
+        let mut p = **p;
+        p.data = p.data.or(blocks);
+        p.zero = p.zero.minus(blocks);
+        state.map.set(index, p.settle());
+        state.dirty.insert(index);
+    }
+
+    // ---- unmapping ----
+
+    /// Makes the whole blocks of the range read as zeros and lets go of extents left without data.
+    async fn unmap(&self, at: u64, len: u64) -> Result<(), Error> {
+        let from = at.next_multiple_of(BLOCK_BYTES);
+        let end = if at + len == self.size { self.size.next_multiple_of(BLOCK_BYTES) } else { at + len };
+        let to = end - end % BLOCK_BYTES;
+        if from >= to {
+            return Ok(());
+        }
+        // Alone on whole extents: no write into them may be under way when they are let go.
+        let alone = from - from % EXTENT_BYTES..to.next_multiple_of(EXTENT_BYTES);
+        let guard = self.ranges.take(alone, true).await;
+        let last = to.div_ceil(EXTENT_BYTES) as u32;
+        let mut next = (from / EXTENT_BYTES) as u32;
+        while let Some(index) = self.next_to_unmap(next, last) {
+            let start = u64::from(index) * EXTENT_BYTES;
+            let first_block = from.saturating_sub(start) / BLOCK_BYTES;
+            let last_block = (to - start).min(EXTENT_BYTES) / BLOCK_BYTES;
+            self.unmap_blocks(index, Bits::range(first_block as usize, last_block as usize));
+            next = index + 1;
+        }
+        drop(guard);
+        if self.state.borrow().freeing.len() >= FREEING_MAX {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    fn next_to_unmap(&self, from: u32, end: u32) -> Option<u32> {
+        let own = self.state.borrow().map.next_present(from, end);
+        self.below.iter().filter_map(|m| m.next_present(from, end)).chain(own).min()
+    }
+
+    fn unmap_blocks(&self, index: u32, blocks: Bits) {
+        let state = &mut *self.state.borrow_mut();
+        let before = state.map.get(index);
+        let hides = self.below.iter().any(|m| *m.get(index) != Entry::Absent);
+        let mut p = before.parts();
+        p.data = p.data.minus(blocks);
+        p.zero = if hides { p.zero.or(blocks) } else { Bits::EMPTY };
+        if p.data == Bits::EMPTY
+            && let Some(x) = p.extent.take()
+        {
+            state.freeing.push(x);
+            self.stats.allocated_bytes.fetch_sub(EXTENT_BYTES, Relaxed);
+        }
+        let after = p.settle();
+        if after != *before {
+            state.map.set(index, after);
+            state.dirty.insert(index);
+        }
+    }
+
+    // ---- flushing ----
+
+    async fn flush(&self) -> Result<(), Error> {
+        self.check_running()?;
+        let turn = &self.flush;
+        let want = turn.begun.get() + 1;
+        // Whoever finds nobody running goes on within the same poll: only one does.
+        turn.changed.until(|| !turn.running.get()).await;
+        if turn.good.get() >= want {
+            return Ok(());
+        }
+        self.check_running()?;
+        if self.clean() {
+            return Ok(());
+        }
+        turn.running.set(true);
+        let mine = turn.begun.get() + 1;
+        turn.begun.set(mine);
+        let running = Running(turn);
+        let outcome = self.flush_once().await;
+        if outcome.is_ok() {
+            turn.good.set(mine);
+        }
+        drop(running);
+        outcome
+    }
+
+    fn clean(&self) -> bool {
+        let state = self.state.borrow();
+        state.written == state.synced && state.dirty.is_empty() && state.freeing.is_empty()
+    }
+
+    async fn flush_once(&self) -> Result<(), Error> {
+        self.stats.flushes.fetch_add(1, Relaxed);
+        let snap = self.snapshot();
+        let synced = match snap.keep.is_empty() {
+            false => self.bulk.keep_extents(snap.keep.clone()).await,
+            true if snap.unsynced => self.bulk.flush().await,
+            true => Ok(()),
+        };
+        if let Err(source) = synced {
+            let why = source.to_string();
+            self.put_back(snap);
+            if !matches!(source, BulkError::NoSpace { .. }) {
+                tracing::error!(volume = self.name, error = why, "a flush failed: the volume stops");
+                self.state.borrow_mut().stopped.get_or_insert(why);
+            }
+            return Err(self.bulk_error("flush", source));
+        }
+        {
+            let state = &mut *self.state.borrow_mut();
+            state.synced = state.synced.max(snap.written);
+            for x in &snap.keep {
+                state.fresh.remove(x);
+            }
+        }
+        let changed = !snap.deltas.puts.is_empty() || !snap.deltas.dels.is_empty();
+        if changed && let Err(source) = self.meta.commit(snap.deltas.clone()).await {
+            self.put_back(snap);
+            return Err(Error::Meta { what: format!("volume {}", self.name), op: "commit", source });
+        }
+        if !snap.freeing.is_empty() {
+            self.readers.drain().await;
+            if let Err(e) = self.bulk.free_extents(snap.freeing).await {
+                // They stay allocated and unnamed: the next start collects them.
+                tracing::warn!(volume = self.name, error = %e, "extents could not be freed");
+            }
+        }
+        Ok(())
+    }
+
+    /// What a flush that begins now makes durable.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let state = &mut *self.state.borrow_mut();
+        let dirty = std::mem::take(&mut state.dirty);
+        let freeing = std::mem::take(&mut state.freeing);
+        let (mut keep, mut deltas) = (Vec::new(), Batch::new());
+        for &index in &dirty {
+            let mut parts = state.map.get(index).parts();
+            if parts.data == Bits::EMPTY {
+                // An extent whose first write has not completed is not named yet.
+                parts.extent = None;
+            }
+            keep.extend(parts.extent.filter(|x| state.fresh.contains(x)));
+            let key = record::key(self.serial, index);
+            match record::encode(&key, &parts.settle()) {
+                Some(value) => deltas.puts.push((key, value)),
+                None => deltas.dels.push(key),
+            }
+        }
+        for x in &freeing {
+            state.fresh.remove(x);
+        }
+        let unsynced = state.written != state.synced;
+        Snapshot { written: state.written, unsynced, dirty, keep, deltas, freeing }
+    }
+
+    fn put_back(&self, snap: Snapshot) {
+        let state = &mut *self.state.borrow_mut();
+        state.dirty.extend(snap.dirty);
+        state.freeing.extend(snap.freeing);
+    }
+}
+
+pub(super) struct Snapshot {
+    written: u64,
+    unsynced: bool,
+    dirty: BTreeSet<u32>,
+    keep: Vec<ExtentId>,
+    pub(super) deltas: Batch,
+    freeing: Vec<ExtentId>,
+}
+
+/// Ends a flush's turn, also when its future is dropped.
+struct Running<'a>(&'a FlushTurn);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.set(false);
+        self.0.changed.notify();
+    }
+}
+
+const _: () = assert!(EXTENT_BYTES.is_multiple_of(BLOCK_BYTES) && BLOCK_BYTES.is_multiple_of(SECTOR_BYTES));
