@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn ids_have_awss_form_and_keep_their_kind() {
-        let id = InstanceId::from_bits(0x0123_4567_89ab_cdef_0);
+        let id = InstanceId::from_bits(0x1234_5678_9abc_def0);
         assert_eq!(id.as_str(), "i-0123456789abcdef0");
         assert_eq!("i-0123456789abcdef0".parse::<InstanceId>().unwrap(), id);
         for bad in ["", "i-", "i-xyz", "vol-0123456789abcdef0", "i-0123456789ABCDEF0", "i-0123456789abcdef01"] {

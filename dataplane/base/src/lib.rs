@@ -11,6 +11,8 @@
 //! | [`proto`] | the gRPC messages between roles (`proto/*.proto`) |
 //! | [`role`] | what a started role is to the binary |
 
+#![forbid(unsafe_code)]
+
 pub mod aws;
 pub mod clock;
 pub mod config;
