@@ -19,6 +19,7 @@
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+pub mod local;
 pub mod memory;
 
 use std::fmt;
