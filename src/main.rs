@@ -1,1 +1,36 @@
-fn main() {}
+//! `karri`: the one binary. It runs a role (`karri walrus --config FILE`), the whole cloud (`karri up`), or asks one that
+//! runs (`karri env`, `karri status`, `karri image add`).
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`cli`] | the command line |
+//! | [`chassis`] | what every role process has around the role: configuration, lock, store, listeners, shutdown |
+//! | [`supervisor`] | `karri up`: first start, ports, role processes, restarts, the order of stopping |
+//! | [`layout`] | the state folder: names, modes, lock, credentials, what runs now |
+//! | [`pki`] | the certificate authority and the roles' certificates |
+//! | [`peers`] | mutual-TLS channels between roles |
+//! | [`ask`] | `env` and `status` |
+
+#![forbid(unsafe_code)]
+
+mod ask;
+mod chassis;
+mod cli;
+mod layout;
+mod peers;
+mod pki;
+mod role;
+mod supervisor;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::run() {
+        Ok(code) => code,
+        Err(error) => {
+            // One line, causes included: what failed, on what, why.
+            eprintln!("karri: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

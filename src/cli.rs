@@ -1,0 +1,131 @@
+//! The command line. Its shape is a contract that tests and tools rely on (README.md).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use karri_base::config::{Hypervisor, Network};
+use karri_base::id::AccountId;
+
+use crate::layout::Layout;
+use crate::role::Role;
+use crate::{ask, chassis, supervisor};
+
+#[derive(Parser)]
+#[command(
+    name = "karri",
+    version,
+    about = "A private, AWS-compatible cloud: EC2, EBS and S3 on your own Linux servers"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the whole cloud on this machine, in the foreground
+    Up(Box<Up>),
+    /// Print export lines for AWS's and Eucalyptus's tools
+    Env(State),
+    /// Show the roles' health, versions and capacity; success only when all are healthy
+    Status(State),
+    /// Run the cloud role: all AWS APIs but S3, identity, scheduling
+    Cloud(RoleArgs),
+    /// Run the cluster role: one availability zone
+    Cluster(RoleArgs),
+    /// Run the node role: this host's virtual machines
+    Node(RoleArgs),
+    /// Run the storage role: this host's volumes
+    Storage(RoleArgs),
+    /// Run the walrus role: S3
+    Walrus(RoleArgs),
+}
+
+#[derive(Args)]
+struct State {
+    /// State folder [default: $KARRI_STATE, /var/lib/karri as root, else the XDG state folder]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct RoleArgs {
+    /// The role's TOML file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// `karri up`'s flags; each wins over the same key of `--config`.
+#[derive(Args, Default)]
+pub struct Up {
+    /// State folder [default: $KARRI_STATE, /var/lib/karri as root, else the XDG state folder]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// TOML file with any of these settings, and the stores' sizes
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// All AWS APIs but S3; port 0 picks a free one [default: 127.0.0.1:8773]
+    #[arg(long, value_name = "ADDR")]
+    pub api: Option<SocketAddr>,
+    /// S3 [default: 127.0.0.1:9000]
+    #[arg(long, value_name = "ADDR")]
+    pub s3: Option<SocketAddr>,
+    /// Web console [default: 127.0.0.1:8888]
+    #[arg(long, value_name = "ADDR")]
+    pub console: Option<SocketAddr>,
+    /// iSCSI targets [default: 127.0.0.1:3260]
+    #[arg(long, value_name = "ADDR")]
+    pub iscsi: Option<SocketAddr>,
+    /// Prometheus metrics of all roles [default: 127.0.0.1:9773]
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Option<SocketAddr>,
+    /// The AWS region that answers are given for [default: us-east-1]
+    #[arg(long, value_name = "NAME")]
+    pub region: Option<String>,
+    /// The account made at first start [default: random]
+    #[arg(long, value_name = "12DIGITS")]
+    pub account_id: Option<AccountId>,
+    /// What runs instances: qemu, or fake for tests [default: qemu]
+    #[arg(long, value_name = "qemu|fake", value_parser = hypervisor)]
+    pub hypervisor: Option<Hypervisor>,
+    /// How guests are wired: user, or overlay [default: user]
+    #[arg(long, value_name = "overlay|user", value_parser = network)]
+    pub network: Option<Network>,
+    /// Leave instances running when stopping; the next start adopts them
+    #[arg(long)]
+    pub keep_instances: bool,
+}
+
+fn hypervisor(text: &str) -> Result<Hypervisor, String> {
+    match text {
+        "qemu" => Ok(Hypervisor::Qemu),
+        "fake" => Ok(Hypervisor::Fake),
+        _ => Err("want qemu or fake".into()),
+    }
+}
+
+fn network(text: &str) -> Result<Network, String> {
+    match text {
+        "user" => Ok(Network::User),
+        "overlay" => Ok(Network::Overlay),
+        _ => Err("want overlay or user".into()),
+    }
+}
+
+/// Reads the command line and does what it says.
+pub fn run() -> Result<ExitCode> {
+    let layout = |state: &State| Layout::find(state.state.as_deref());
+    match Cli::parse().command {
+        Command::Up(up) => supervisor::up(&up),
+        Command::Env(state) => ask::env(&layout(&state)?),
+        Command::Status(state) => ask::status(&layout(&state)?),
+        Command::Cloud(args) => chassis::run(Role::Cloud, &args.config),
+        Command::Cluster(args) => chassis::run(Role::Cluster, &args.config),
+        Command::Node(args) => chassis::run(Role::Node, &args.config),
+        Command::Storage(args) => chassis::run(Role::Storage, &args.config),
+        Command::Walrus(args) => chassis::run(Role::Walrus, &args.config),
+    }
+}
