@@ -11,7 +11,7 @@ use karri_base::id::AccountId;
 
 use crate::layout::Layout;
 use crate::role::Role;
-use crate::{ask, chassis, supervisor};
+use crate::{ask, chassis, image, supervisor};
 
 #[derive(Parser)]
 #[command(
@@ -32,6 +32,9 @@ enum Command {
     Env(State),
     /// Show the roles' health, versions and capacity; success only when all are healthy
     Status(State),
+    /// Machine images
+    #[command(subcommand)]
+    Image(Image),
     /// Run the cloud role: all AWS APIs but S3, identity, scheduling
     Cloud(RoleArgs),
     /// Run the cluster role: one availability zone
@@ -49,6 +52,26 @@ struct State {
     /// State folder [default: $KARRI_STATE, /var/lib/karri as root, else the XDG state folder]
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Image {
+    /// Upload an image to Walrus, register it, print its ami id
+    Add {
+        /// The image's name, unique in the account
+        name: String,
+        /// Raw disk image
+        #[arg(long, value_name = "FILE")]
+        root: PathBuf,
+        /// Kernel, for booting it directly; without one the root disk boots by firmware
+        #[arg(long, value_name = "FILE")]
+        kernel: Option<PathBuf>,
+        /// The kernel's ramdisk
+        #[arg(long, value_name = "FILE", requires = "kernel")]
+        ramdisk: Option<PathBuf>,
+        #[command(flatten)]
+        state: State,
+    },
 }
 
 #[derive(Args)]
@@ -122,6 +145,9 @@ pub fn run() -> Result<ExitCode> {
         Command::Up(up) => supervisor::up(&up),
         Command::Env(state) => ask::env(&layout(&state)?),
         Command::Status(state) => ask::status(&layout(&state)?),
+        Command::Image(Image::Add { name, root, kernel, ramdisk, state }) => {
+            image::add(&layout(&state)?, &image::Files { name, root, kernel, ramdisk })
+        }
         Command::Cloud(args) => chassis::run(Role::Cloud, &args.config),
         Command::Cluster(args) => chassis::run(Role::Cluster, &args.config),
         Command::Node(args) => chassis::run(Role::Node, &args.config),

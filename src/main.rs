@@ -10,12 +10,14 @@
 //! | [`pki`] | the certificate authority and the roles' certificates |
 //! | [`peers`] | mutual-TLS channels between roles |
 //! | [`ask`] | `env` and `status` |
+//! | [`image`] | `image add` |
 
 #![forbid(unsafe_code)]
 
 mod ask;
 mod chassis;
 mod cli;
+mod image;
 mod layout;
 mod peers;
 mod pki;
