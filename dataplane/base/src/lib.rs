@@ -6,6 +6,7 @@
 //! | [`units`] | bytes and sectors |
 //! | [`clock`] | wall and monotonic time as a parameter |
 //! | [`config`] | the TOML configuration of every role |
+//! | [`fuzz`] | hostile bytes against parsers: the harness and this crate's targets |
 //! | [`observe`] | log set-up, fixed field names, metric registry |
 //! | [`aws`] | SigV4, SigV2, ARNs |
 //! | [`proto`] | the gRPC messages between roles (`proto/*.proto`) |
@@ -16,6 +17,7 @@
 pub mod aws;
 pub mod clock;
 pub mod config;
+pub mod fuzz;
 pub mod id;
 pub mod observe;
 pub mod proto;

@@ -17,6 +17,7 @@
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+pub mod fuzz;
 pub mod memory;
 pub mod rocks;
 

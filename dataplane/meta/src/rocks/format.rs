@@ -50,14 +50,15 @@ pub(super) fn write(dir: &Path) -> io::Result<()> {
     }
 }
 
-fn check(text: &str) -> Result<(), String> {
-    let version = text.strip_prefix(MAGIC).and_then(|rest| rest.trim().parse::<u32>().ok());
-    match version {
-        Some(VERSION) => Ok(()),
-        Some(other) => Err(format!(
+pub(super) fn check(text: &str) -> Result<(), String> {
+    if text == format!("{MAGIC} {VERSION}\n") {
+        return Ok(());
+    }
+    match text.strip_prefix(MAGIC).and_then(|rest| rest.trim().parse::<u32>().ok()) {
+        Some(other) if other != VERSION => Err(format!(
             "is a metadata store of version {other}; this karri reads version {VERSION}. Use the karri that wrote it"
         )),
-        None => Err(format!("its {FORMAT} file says {:?}, not `{MAGIC} {VERSION}`", text.trim())),
+        _ => Err(format!("its {FORMAT} file says {:?}, not `{MAGIC} {VERSION}`", text.trim())),
     }
 }
 

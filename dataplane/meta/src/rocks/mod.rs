@@ -57,6 +57,11 @@ impl Default for Options {
     }
 }
 
+/// Whether the text of a `FORMAT` file is this version's.
+pub(crate) fn is_this_version(text: &str) -> bool {
+    format::check(text).is_ok()
+}
+
 /// Write buffers that may exist at once.
 const WRITE_BUFFERS_MAX: u8 = 3;
 
