@@ -48,6 +48,7 @@ sim: setup
 # Hostile bytes against every parser, for so long each: `make fuzz TARGET=part-of-a-test-name SECONDS=60`.
 fuzz: setup
 	@KARRI_FUZZ_SECONDS=$(or $(SECONDS),60) scripts/test --workspace $(or $(TARGET),fuzz)
+	@fuzz/run $(or $(TARGET),all) $(or $(SECONDS),60)
 
 # Figures side by side with peers, in one run.
 bench: setup
