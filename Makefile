@@ -41,13 +41,15 @@ test: setup guest
 e2e: setup guest
 	@scripts/test -p karri --test e2e
 
-# Simulation with thousands of seeds; `make sim SEED=n` replays one.
+# Simulation with thousands of seeds; `make sim SEED=n` replays one, `TEST=name` narrows.
+SIMULATED = karri-engine karri-meta karri-bulk karri-blockstore karri-objectstore
 sim: setup
-	@$(if $(SEED),KARRI_SIM_SEED=$(SEED),KARRI_SIM_SEEDS=$(or $(SEEDS),2000)) scripts/test --workspace sim
+	@$(if $(SEED),KARRI_SIM_SEED=$(SEED),KARRI_SIM_SEEDS=$(or $(SEEDS),2000)) \
+		scripts/test $(SIMULATED:%=-p %) --lib --tests $(TEST)
 
-# Hostile bytes against every parser, for so long each: `make fuzz TARGET=part-of-a-test-name SECONDS=60`.
+# Hostile bytes against every parser, each target for so long: `make fuzz TARGET=part-of-a-name SECONDS=60`.
 fuzz: setup
-	@KARRI_FUZZ_SECONDS=$(or $(SECONDS),60) scripts/test --workspace $(or $(TARGET),fuzz)
+	@NONE_IS_FINE=$(TARGET) KARRI_FUZZ_SECONDS=$(or $(SECONDS),60) scripts/test -p karri --test fuzz $(TARGET)
 	@fuzz/run $(or $(TARGET),all) $(or $(SECONDS),60)
 
 # Figures side by side with peers, in one run.
