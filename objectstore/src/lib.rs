@@ -1,1 +1,38 @@
-//! (being built)
+//! Walrus: karri's object storage, S3 over `s3s` on the engine.
+//!
+//! An object up to 64 KiB lives with its record in the metadata store, so a small PUT is one durable commit; a larger
+//! one streams into the bulk store and its record follows. What is stored and what a crash leaves: `docs/records.md`.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`api`] | `s3s`'s trait over the operations |
+//! | [`front`] | one request, from its head to its answer |
+//! | [`guard`] | what is checked before `s3s` sees a request |
+//! | [`ops`] | the operations, one file per verb family |
+//! | [`core`] | what one core serves with; the steps that operations share |
+//! | [`body`] | bodies in and out with bounded memory |
+//! | [`list`] | the walk behind LIST, pure |
+//! | [`record`], [`keys`] | the records and where they live |
+//! | [`digest`], [`token`] | checksums, continuation tokens |
+//! | [`reclaim`] | giving space back |
+//! | [`error`] | what can go wrong, and the table to S3's codes |
+//!
+//! Invariants: an answer of success comes after the commit; a commit checks every record that its decision read; data is
+//! sealed before a record names it, and deleted only after no record does; nothing is `Send` but the stores' handles.
+
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod body;
+pub mod core;
+pub mod digest;
+pub mod error;
+pub mod front;
+pub mod guard;
+pub mod keys;
+pub mod list;
+pub mod metrics;
+pub mod ops;
+pub mod reclaim;
+pub mod record;
+pub mod token;

@@ -1,0 +1,511 @@
+//! Bodies: a request's into the stores, stored data out again, each with memory bounded whatever the object's size.
+//!
+//! ```text
+//! receive:  stream -> up to 64 KiB kept --------------------------> Inline (goes into the commit)
+//!                  \-> 256 KiB buffer -> hash -> BlobWriter.append -> seal -> Blob
+//! send:     pieces -> reads of 256 KiB, two ahead -> stream
+//! ```
+//!
+//! A body counts only after its clean end: then length, Content-MD5 and checksums are compared, and only then may a
+//! commit name the data.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf as _, Bytes};
+use futures_util::future::LocalBoxFuture;
+use futures_util::stream::{FuturesOrdered, Stream, StreamExt};
+use http::HeaderMap;
+use karri_bulk::{BlobId, BlobWriter, BulkError, BulkStore};
+use karri_engine::buf::Buf;
+use s3s::TrailingHeaders;
+use s3s::dto::StreamingBlob;
+use s3s::stream::{ByteStream, RemainingLength};
+use send_wrapper::SendWrapper;
+
+use crate::core::{Core, CoreRef, Unnamed, seal_inline};
+use crate::digest::{self, Algorithm, Digests, Hasher};
+use crate::error::{self, Error, Kind, Result};
+use crate::keys;
+use crate::record::Data;
+
+/// Objects and parts up to this many bytes live in the metadata store.
+pub const INLINE_MAX: u64 = 64 << 10;
+/// The largest body of one request.
+pub const PUT_MAX: u64 = 5 << 30;
+/// Bytes per buffer on the way in and out.
+const BUFFER: usize = 256 << 10;
+/// Buffers read ahead of what the client has taken.
+const READ_AHEAD: usize = 2;
+
+/// A body on its way in.
+pub type Incoming = Pin<Box<dyn Stream<Item = Result<Bytes>>>>;
+
+/// A request's body.
+pub fn incoming(body: Option<StreamingBlob>) -> Incoming {
+    match body {
+        Some(body) => Box::pin(body.map(|chunk| chunk.map_err(|e| error::body(&*e)))),
+        None => Box::pin(futures_util::stream::empty()),
+    }
+}
+
+/// What the client said about a body, and what is to be computed over it.
+#[derive(Debug, Default)]
+pub struct Expected {
+    /// Bytes.
+    pub len: Option<u64>,
+    /// Content-MD5.
+    pub md5: Option<[u8; 16]>,
+    /// A checksum in a header.
+    pub value: Option<(Algorithm, Vec<u8>)>,
+    /// A checksum in a trailer, known when the body has ended.
+    pub trailer: Option<(Algorithm, TrailingHeaders)>,
+    /// To be kept with the object; the one that the client sent, or else S3's default.
+    pub keep: Option<Algorithm>,
+}
+
+impl Expected {
+    /// From a request's headers. `len` is the body's after all decoding.
+    pub fn of(headers: &HeaderMap, len: Option<i64>, trailers: Option<TrailingHeaders>) -> Result<Self> {
+        let len =
+            len.map(|l| u64::try_from(l).map_err(|_| Error::new(Kind::InvalidArgument, "Content-Length is negative.")));
+        let len = len.transpose()?;
+        if len.is_some_and(|l| l > PUT_MAX) {
+            return Err(Kind::EntityTooLarge.into());
+        }
+        let md5 = match text(headers, "content-md5") {
+            Some(text) => Some(digest::parse_md5(text).ok_or(Kind::InvalidDigest)?),
+            None => None,
+        };
+        let mut value = None;
+        for algorithm in Algorithm::ALL {
+            let Some(text) = text(headers, algorithm.header()) else { continue };
+            if value.is_some() {
+                return Err(Error::new(
+                    Kind::InvalidRequest,
+                    "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.",
+                ));
+            }
+            let bytes = digest::parse_value(algorithm, text).ok_or_else(|| {
+                Error::new(Kind::InvalidRequest, format!("Value for {} header is invalid.", algorithm.header()))
+            })?;
+            value = Some((algorithm, bytes));
+        }
+        let trailer = match (text(headers, "x-amz-trailer"), trailers) {
+            (Some(name), Some(trailers)) => {
+                let name = name.trim();
+                let algorithm = Algorithm::ALL.into_iter().find(|a| a.header().eq_ignore_ascii_case(name));
+                let algorithm = algorithm.ok_or_else(|| {
+                    Error::new(Kind::InvalidRequest, "The value specified in the x-amz-trailer header is not supported")
+                })?;
+                Some((algorithm, trailers))
+            }
+            _ => None,
+        };
+        if value.is_some() && trailer.is_some() {
+            return Err(Error::new(Kind::InvalidRequest, "Expecting a single x-amz-checksum- header"));
+        }
+        let sent = value.as_ref().map(|(a, _)| *a).or(trailer.as_ref().map(|(a, _)| *a));
+        if let Some(name) = text(headers, "x-amz-sdk-checksum-algorithm") {
+            let named = Algorithm::from_name(name)
+                .ok_or_else(|| Error::new(Kind::InvalidRequest, "Checksum algorithm provided is unsupported."))?;
+            if sent.is_none() {
+                return Err(Error::new(
+                    Kind::InvalidRequest,
+                    "x-amz-sdk-checksum-algorithm specified, but no corresponding x-amz-checksum-* or x-amz-trailer \
+                     headers were found.",
+                ));
+            }
+            if sent != Some(named) {
+                return Err(Error::new(
+                    Kind::InvalidRequest,
+                    "Value for x-amz-sdk-checksum-algorithm header is invalid.",
+                ));
+            }
+        }
+        Ok(Self { len, md5, value, trailer, keep: sent })
+    }
+
+    /// The checksum algorithm that the client sent a value of.
+    pub fn sent(&self) -> Option<Algorithm> {
+        self.value.as_ref().map(|(a, _)| *a).or(self.trailer.as_ref().map(|(a, _)| *a))
+    }
+
+    fn algorithms(&self) -> Vec<Algorithm> {
+        self.sent().into_iter().chain(self.keep).collect()
+    }
+
+    /// Compares what came with what was said.
+    fn check(&self, found: &Digests) -> Result<()> {
+        if self.len.is_some_and(|l| l != found.len) {
+            return Err(Kind::IncompleteBody.into());
+        }
+        if self.md5.is_some_and(|m| m != found.md5) {
+            return Err(Kind::BadDigest.into());
+        }
+        let mismatch = |a: Algorithm| {
+            Error::new(
+                Kind::BadDigest,
+                format!("The {} you specified did not match the calculated checksum.", a.name()),
+            )
+        };
+        if let Some((a, value)) = &self.value
+            && found.get(*a) != Some(value)
+        {
+            return Err(mismatch(*a));
+        }
+        if let Some((a, trailers)) = &self.trailer {
+            let sent = trailers.take().and_then(|t| t.get(a.header()).and_then(|v| v.to_str().ok().map(str::to_owned)));
+            let sent = sent.ok_or_else(|| {
+                Error::new(
+                    Kind::InvalidRequest,
+                    format!("The trailer {} that x-amz-trailer announced is missing.", a.header()),
+                )
+            })?;
+            let value = digest::parse_value(*a, &sent).ok_or_else(|| {
+                Error::new(Kind::InvalidRequest, format!("Value for {} trailing header is invalid.", a.header()))
+            })?;
+            if found.get(*a) != Some(&value) {
+                return Err(mismatch(*a));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    headers.get(name).and_then(|v| v.to_str().ok()).filter(|v| !v.is_empty())
+}
+
+/// A body that has arrived whole and unharmed.
+pub struct Received<B: BulkStore> {
+    /// Where it is.
+    pub stored: Stored<B>,
+    /// What was computed over it.
+    pub digests: Digests,
+}
+
+/// Where a received body is until a commit names it.
+pub enum Stored<B: BulkStore> {
+    /// It had no bytes.
+    Empty,
+    /// To be put under `I`.
+    Inline(keys::DataId, Bytes),
+    /// Sealed in the bulk store.
+    Blob(Unnamed<B>),
+}
+
+impl<B: BulkStore> Stored<B> {
+    /// As a record says it.
+    pub fn data(&self) -> Data {
+        match self {
+            Self::Empty => Data::Empty,
+            Self::Inline(id, _) => Data::Inline(*id),
+            Self::Blob(blob) => blob.id().map_or(Data::Empty, Data::Blob),
+        }
+    }
+    /// Adds to a batch what makes the data named.
+    pub fn name(&self, batch: &mut karri_meta::Batch) {
+        match self {
+            Self::Empty => {}
+            Self::Inline(id, sealed) => batch.puts.push((keys::inline(*id), sealed.clone())),
+            Self::Blob(blob) => {
+                if let Some(id) = blob.id() {
+                    batch.puts.push((keys::blob(id), crate::record::marker(b'D')));
+                }
+            }
+        }
+    }
+    /// Commits a batch that names the data (and whatever else is in it).
+    pub async fn commit(&self, core: &Core<B>, batch: karri_meta::Batch) -> Result<(), karri_meta::MetaError> {
+        // Taken for the commit's time: when this future is dropped in its middle, nobody knows whether it happened.
+        let taken = if let Self::Blob(blob) = self { blob.take() } else { None };
+        let outcome = core.meta.commit(batch).await;
+        if let Self::Blob(blob) = self
+            && matches!(outcome, Err(karri_meta::MetaError::Conflict { .. } | karri_meta::MetaError::NoSpace { .. }))
+        {
+            blob.give_back(taken);
+        }
+        outcome
+    }
+}
+
+/// Takes in a body: into memory when it is small, else into the bulk store as it comes.
+pub async fn receive<B: BulkStore>(core: &CoreRef<B>, mut body: Incoming, expected: &Expected) -> Result<Received<B>> {
+    let mut hasher = Hasher::new(&expected.algorithms());
+    let limit = expected.len.unwrap_or(PUT_MAX);
+    let mut small: Vec<Bytes> = Vec::new();
+    let mut len = 0u64;
+    // Known to be large: straight to the bulk store, which says at once when it has no room.
+    let mut overflow = expected.len.is_some_and(|l| l > INLINE_MAX);
+    while !overflow && let Some(chunk) = body.next().await {
+        let chunk = chunk?;
+        len += chunk.len() as u64;
+        if len > limit {
+            return Err(Kind::IncompleteBody.into());
+        }
+        small.push(chunk);
+        overflow = len > INLINE_MAX;
+    }
+    if !overflow {
+        for piece in &small {
+            hasher.update(piece);
+        }
+        let digests = hasher.finish();
+        expected.check(&digests)?;
+        let stored = if len == 0 { Stored::Empty } else { Stored::Inline(core.fresh_id(), seal_inline(&small)) };
+        return Ok(Received { stored, digests });
+    }
+
+    let mut writer = core.bulk.create(expected.len).await?;
+    let mut source = Source { body, ready: small.into(), taken: 0, limit };
+    // While one buffer is hashed and appended, the next one fills.
+    let mut full = source.fill(expected.len).await?;
+    while let Some(buf) = full {
+        let work = async {
+            let buf = hash(&mut hasher, buf).await;
+            writer.append(buf).await
+        };
+        let (done, next) = futures_util::future::join(work, source.fill(expected.len)).await;
+        done?;
+        full = next?;
+    }
+    let digests = hasher.finish();
+    expected.check(&digests)?;
+    let id = writer.id();
+    let sealed = writer.seal().await?;
+    let blob = Unnamed::new(core, id);
+    if sealed != digests.len {
+        return Err(Error::new(Kind::InternalError, "The bulk store sealed another length than it was given."));
+    }
+    Ok(Received { stored: Stored::Blob(blob), digests })
+}
+
+/// Hashes a buffer.
+async fn hash(hasher: &mut Hasher, buf: Buf) -> Buf {
+    hasher.update(buf.bytes());
+    buf
+}
+
+/// A body being cut into buffers.
+struct Source {
+    body: Incoming,
+    ready: VecDeque<Bytes>,
+    taken: u64,
+    limit: u64,
+}
+
+impl Source {
+    /// The next full buffer; a shorter one at the end; `None` after it.
+    async fn fill(&mut self, len: Option<u64>) -> Result<Option<Buf>> {
+        let left = len.map_or(BUFFER as u64, |l| l.saturating_sub(self.taken)).min(BUFFER as u64) as usize;
+        let mut buf: Option<Buf> = None;
+        let mut filled = 0;
+        loop {
+            let chunk = match self.ready.front_mut() {
+                Some(chunk) => chunk,
+                None => match self.body.next().await {
+                    Some(chunk) => {
+                        self.ready.push_back(chunk?);
+                        continue;
+                    }
+                    None => break,
+                },
+            };
+            if chunk.is_empty() {
+                self.ready.pop_front();
+                continue;
+            }
+            let room = left.max(1) - filled;
+            let n = chunk.len().min(room);
+            if self.taken + (filled + n) as u64 > self.limit {
+                return Err(Kind::IncompleteBody.into());
+            }
+            let buf = buf.get_or_insert_with(|| Buf::zeroed(left.max(1)));
+            buf.bytes_mut()[filled..filled + n].copy_from_slice(&chunk[..n]);
+            chunk.advance(n);
+            filled += n;
+            if filled == left {
+                break;
+            }
+        }
+        self.taken += filled as u64;
+        Ok(buf.filter(|_| filled > 0).map(|mut buf| {
+            buf.set_len(filled);
+            buf
+        }))
+    }
+}
+
+/// A run of stored bytes.
+#[derive(Debug, Clone)]
+pub enum Piece {
+    /// In memory already.
+    Bytes(Bytes),
+    /// Under `I`: from, length.
+    Inline(keys::DataId, u64, u64),
+    /// In a blob: from, length.
+    Blob(BlobId, u64, u64),
+}
+
+impl Piece {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(b) => b.len() as u64,
+            Self::Inline(_, _, len) | Self::Blob(_, _, len) => *len,
+        }
+    }
+}
+
+/// Data that was there when its record was read and is not any more: it was replaced or deleted meanwhile.
+#[derive(Debug)]
+pub struct Gone;
+
+type Read = LocalBoxFuture<'static, Result<Result<Bytes, Gone>>>;
+
+/// Stored data on its way out.
+pub struct Outgoing {
+    /// Starts the read of one piece, at most [`BUFFER`] long.
+    start: Box<dyn Fn(Piece) -> Read>,
+    plan: VecDeque<Piece>,
+    reads: FuturesOrdered<Read>,
+    first: Option<Bytes>,
+    left: u64,
+    _pins: Vec<crate::core::Pin>,
+}
+
+/// Starts reading; the first buffer is there when this answers, so that a caller can still read the record again.
+pub async fn open<B: BulkStore>(core: &CoreRef<B>, pieces: Vec<Piece>) -> Result<Result<Outgoing, Gone>> {
+    let pins = pieces.iter().filter_map(|p| match p {
+        Piece::Blob(id, ..) => Some(core.shared.pins.pin(*id)),
+        _ => None,
+    });
+    let mut out = Outgoing {
+        _pins: pins.collect(),
+        left: pieces.iter().map(Piece::len).sum(),
+        plan: pieces.into(),
+        reads: FuturesOrdered::new(),
+        first: None,
+        start: Box::new({
+            let core = core.clone();
+            move |piece| start(&core, piece)
+        }),
+    };
+    out.begin();
+    match out.reads.next().await {
+        None => {}
+        Some(Ok(Ok(bytes))) => out.first = Some(bytes),
+        Some(Ok(Err(gone))) => return Ok(Err(gone)),
+        Some(Err(e)) => return Err(e),
+    }
+    out.begin();
+    Ok(Ok(out))
+}
+
+fn start<B: BulkStore>(core: &CoreRef<B>, piece: Piece) -> Read {
+    match piece {
+        Piece::Bytes(bytes) => Box::pin(std::future::ready(Ok(Ok(bytes)))),
+        Piece::Blob(id, from, len) => Box::pin(read(core.bulk.clone(), id, from, len as usize)),
+        Piece::Inline(id, from, len) => {
+            let core = core.clone();
+            Box::pin(async move {
+                let Some(bytes) = core.inline(id).await? else { return Ok(Err(Gone)) };
+                let end = from + len;
+                if end > bytes.len() as u64 {
+                    return Err(Error::new(Kind::InternalError, "The object's data is shorter than its record says."));
+                }
+                Ok(Ok(bytes.slice(from as usize..end as usize)))
+            })
+        }
+    }
+}
+
+async fn read<B: BulkStore>(bulk: B, id: BlobId, at: u64, len: usize) -> Result<Result<Bytes, Gone>> {
+    let (outcome, buf) = bulk.read_blob(id, at, Buf::zeroed(len)).await;
+    match outcome {
+        Ok(()) => Ok(Ok(Bytes::from_owner(Owned(buf)))),
+        Err(BulkError::NotFound { .. }) => Ok(Err(Gone)),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// A buffer that hyper sends from without a copy.
+struct Owned(Buf);
+
+impl AsRef<[u8]> for Owned {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
+impl Outgoing {
+    fn begin(&mut self) {
+        while self.reads.len() < READ_AHEAD
+            && let Some(piece) = self.plan.pop_front()
+        {
+            let piece = match piece {
+                Piece::Blob(id, from, len) if len > BUFFER as u64 => {
+                    self.plan.push_front(Piece::Blob(id, from + BUFFER as u64, len - BUFFER as u64));
+                    Piece::Blob(id, from, BUFFER as u64)
+                }
+                piece => piece,
+            };
+            self.reads.push_back((self.start)(piece));
+        }
+    }
+
+    /// As a response body.
+    pub fn into_blob(mut self) -> StreamingBlob {
+        // One buffer, and it is here: a body of known bytes costs no stream.
+        if self.reads.is_empty() && self.plan.is_empty() {
+            return StreamingBlob::from(s3s::Body::from(self.first.take().unwrap_or_default()));
+        }
+        StreamingBlob::new(OnCore(SendWrapper::new(self)))
+    }
+}
+
+impl Stream for Outgoing {
+    type Item = Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(first) = self.first.take() {
+            self.left -= first.len() as u64;
+            return Poll::Ready(Some(Ok(first)));
+        }
+        let outcome = match std::task::ready!(self.reads.poll_next_unpin(cx)) {
+            None => return Poll::Ready(None),
+            Some(outcome) => outcome,
+        };
+        self.begin();
+        Poll::Ready(Some(match outcome {
+            Ok(Ok(bytes)) => {
+                self.left = self.left.saturating_sub(bytes.len() as u64);
+                Ok(bytes)
+            }
+            Ok(Err(Gone)) => Err(Error::new(Kind::InternalError, "The object was deleted while it was read.")),
+            Err(e) => Err(e),
+        }))
+    }
+}
+
+/// A stream that stays on its core, told to `s3s` as one that could move.
+struct OnCore(SendWrapper<Outgoing>);
+
+impl Stream for OnCore {
+    type Item = Result<Bytes, s3s::StdError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let polled = Pin::new(&mut *self.0).poll_next(cx);
+        polled.map_err(|e| {
+            tracing::error!(error = %e, source = ?e.source, "an object could not be read to its end");
+            Box::new(e) as s3s::StdError
+        })
+    }
+}
+
+impl ByteStream for OnCore {
+    fn remaining_length(&self) -> RemainingLength {
+        RemainingLength::new_exact(usize::try_from(self.0.left).unwrap_or(usize::MAX))
+    }
+}

@@ -1,0 +1,333 @@
+//! What one core serves with: the two stores, the shared settings, and the few steps that all operations are made of:
+//! find a bucket and who may use it, read an object's record, publish a change in one checked commit, retire old data.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use karri_base::aws::keys::Key;
+use karri_base::clock::{Clock, UnixMicros};
+use karri_bulk::{BlobId, BulkStore};
+use karri_meta::{Batch, MetaError, MetaStore, Scan};
+
+use crate::error::{Error, Kind, Result};
+use crate::keys::{self, BucketId, DataId};
+use crate::record::{self, Bucket, Data, Manifest, Object};
+
+/// Lost races after which an operation gives up. Each means that somebody else got something done.
+pub const RETRIES: usize = 200;
+
+/// What all cores of a Walrus share.
+pub struct Shared {
+    /// Wall-clock time.
+    pub clock: Arc<dyn Clock>,
+    /// The region that answers are given for.
+    pub region: String,
+    /// Continuation tokens are signed with it.
+    pub token_key: [u8; 32],
+    /// Blobs that are being read.
+    pub pins: Pins,
+    /// Counters.
+    pub metrics: crate::metrics::Metrics,
+}
+
+impl Shared {
+    /// Reads, and at first start makes, the store's own settings.
+    pub async fn open(
+        meta: &Arc<dyn MetaStore>,
+        clock: Arc<dyn Clock>,
+        region: String,
+        metrics: crate::metrics::Metrics,
+    ) -> Result<Arc<Self>, MetaError> {
+        let key = keys::setting("token-key");
+        loop {
+            if let Some(value) = meta.get(key.clone()).await?
+                && let Ok(token_key) = value[..].try_into()
+            {
+                return Ok(Arc::new(Self { clock, region, token_key, pins: Pins::default(), metrics }));
+            }
+            let fresh: [u8; 32] = rand::random();
+            match meta.commit(Batch::new().check(key.clone(), None).put(key.clone(), fresh.to_vec())).await {
+                Ok(()) | Err(MetaError::Conflict { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+/// One core's Walrus.
+pub struct Core<B: BulkStore> {
+    /// Records.
+    pub meta: Arc<dyn MetaStore>,
+    /// Large data.
+    pub bulk: B,
+    /// What all cores share.
+    pub shared: Arc<Shared>,
+    /// What the reclaimer is to do.
+    pub reclaim: crate::reclaim::Queue,
+}
+
+/// A core's Walrus as operations hold it.
+pub type CoreRef<B> = Rc<Core<B>>;
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub struct Caller(pub Arc<Key>);
+
+impl Caller {
+    /// The account that owns what the caller makes.
+    pub fn account(&self) -> &str {
+        self.0.account.as_str()
+    }
+    /// True for karri's own roles, which may read any bucket (images).
+    pub fn is_system(&self) -> bool {
+        self.0.arn == format!("arn:aws:iam::{}:role/karri-system", self.0.account)
+    }
+}
+
+/// What a caller wants of a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// To look.
+    Read,
+    /// To change.
+    Write,
+}
+
+/// A record with the bytes it was read from, which a commit checks.
+#[derive(Debug, Clone)]
+pub struct Seen<T> {
+    /// What it says.
+    pub value: T,
+    /// As stored.
+    pub raw: Bytes,
+}
+
+impl<B: BulkStore> Core<B> {
+    /// A core's Walrus.
+    pub fn new(meta: Arc<dyn MetaStore>, bulk: B, shared: Arc<Shared>) -> CoreRef<B> {
+        Rc::new(Self { meta, bulk, shared, reclaim: crate::reclaim::Queue::default() })
+    }
+
+    /// Now.
+    pub fn now(&self) -> UnixMicros {
+        self.shared.clock.now()
+    }
+
+    /// A fresh id.
+    pub fn fresh_id(&self) -> DataId {
+        DataId::new(self.now(), rand::random())
+    }
+
+    /// The bucket, if the caller may use it so.
+    pub async fn bucket(
+        &self,
+        caller: &Caller,
+        name: &str,
+        expected_owner: Option<&str>,
+        access: Access,
+    ) -> Result<Seen<Bucket>> {
+        let raw = self.meta.get(keys::bucket(name)).await?.ok_or(Kind::NoSuchBucket)?;
+        let value = Bucket::decode(&raw)?;
+        let allowed = value.owner == caller.account() || (access == Access::Read && caller.is_system());
+        if !allowed || expected_owner.is_some_and(|e| e != value.owner) {
+            return Err(Kind::AccessDenied.into());
+        }
+        Ok(Seen { value, raw })
+    }
+
+    /// The bucket for a commit that puts something into it: as [`bucket`](Self::bucket), with a DeleteBucket's mark
+    /// taken off first.
+    pub async fn bucket_to_fill(&self, caller: &Caller, name: &str, owner: Option<&str>) -> Result<Seen<Bucket>> {
+        for _ in 0..RETRIES {
+            let seen = self.bucket(caller, name, owner, Access::Write).await?;
+            if !seen.value.deleting {
+                return Ok(seen);
+            }
+            self.mark_bucket(name, &seen, false).await?;
+        }
+        Err(Kind::SlowDown.into())
+    }
+
+    /// Sets or clears a bucket's mark; `None` when somebody else changed the bucket meanwhile.
+    pub async fn mark_bucket(&self, name: &str, seen: &Seen<Bucket>, deleting: bool) -> Result<Option<Seen<Bucket>>> {
+        let value = Bucket { deleting, fence: seen.value.fence + 1, ..seen.value.clone() };
+        let raw = value.encode();
+        let key = keys::bucket(name);
+        let batch = Batch::new().check(key.clone(), Some(seen.raw.clone())).put(key, raw.clone());
+        match self.meta.commit(batch).await {
+            Ok(()) => Ok(Some(Seen { value, raw })),
+            Err(MetaError::Conflict { .. }) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// An object's record.
+    pub async fn object(&self, bucket: BucketId, key: &str) -> Result<Option<Seen<Object>>> {
+        let Some(raw) = self.meta.get(keys::object(bucket, key.as_bytes())).await? else { return Ok(None) };
+        Ok(Some(Seen { value: Object::decode(&raw)?, raw }))
+    }
+
+    /// The bytes under `I`, checked; `None` when they are gone (the object was replaced).
+    pub async fn inline(&self, id: DataId) -> Result<Option<Bytes>> {
+        let Some(stored) = self.meta.get(keys::inline(id)).await? else { return Ok(None) };
+        open_inline(&stored).map(Some)
+    }
+
+    /// A manifest; `None` when it is gone.
+    pub async fn manifest(&self, id: DataId) -> Result<Option<Manifest>> {
+        let Some(raw) = self.meta.get(keys::manifest(id)).await? else { return Ok(None) };
+        Ok(Some(Manifest::decode(&raw)?))
+    }
+
+    /// Adds to a batch what it takes to give up an object's data, and answers the blobs to reclaim after the commit.
+    pub async fn retire(&self, batch: &mut Batch, data: &Data) -> Result<Vec<BlobId>> {
+        Ok(match data {
+            Data::Empty => vec![],
+            Data::Inline(id) => {
+                batch.dels.push(keys::inline(*id));
+                vec![]
+            }
+            Data::Blob(id) => {
+                retire_blob(batch, *id);
+                vec![*id]
+            }
+            Data::Manifest(id) => {
+                // Gone already: the commit will conflict on the object's record.
+                let Some(manifest) = self.manifest(*id).await? else { return Ok(vec![]) };
+                batch.dels.push(keys::manifest(*id));
+                for part in &manifest.parts {
+                    match part.data {
+                        Data::Inline(id) => batch.dels.push(keys::inline(id)),
+                        Data::Blob(id) => retire_blob(batch, id),
+                        Data::Empty | Data::Manifest(_) => {}
+                    }
+                }
+                manifest.blobs().collect()
+            }
+        })
+    }
+
+    /// All pairs of a range, in pages, as long as `each` says so.
+    pub async fn each_pair(
+        &self,
+        range: std::ops::Range<Bytes>,
+        page: usize,
+        mut each: impl FnMut(&Bytes, &Bytes) -> Result<()>,
+    ) -> Result<()> {
+        let mut range = range;
+        loop {
+            let found = self.meta.scan(Scan { range: range.clone(), limit: page, reverse: false }).await?;
+            for (key, value) in &found {
+                each(key, value)?;
+            }
+            match found.last() {
+                Some((last, _)) if found.len() == page => range.start = keys::after(last),
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Moves a blob from `D` to `G`.
+pub fn retire_blob(batch: &mut Batch, id: BlobId) {
+    batch.dels.push(keys::blob(id));
+    batch.puts.push((keys::garbage(id), record::marker(b'G')));
+}
+
+/// `I`'s value for these bytes: CRC32C, then the bytes.
+pub fn seal_inline(pieces: &[Bytes]) -> Bytes {
+    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+    let mut out = BytesMut::with_capacity(4 + pieces.iter().map(Bytes::len).sum::<usize>());
+    out.put_u32_le(0);
+    for piece in pieces {
+        digest.update(piece);
+        out.put_slice(piece);
+    }
+    out[..4].copy_from_slice(&(digest.finalize() as u32).to_le_bytes());
+    out.freeze()
+}
+
+/// The bytes in `I`'s value.
+pub fn open_inline(stored: &Bytes) -> Result<Bytes> {
+    let damaged = || Error::new(Kind::InternalError, "The object's stored data is damaged.");
+    if stored.len() < 4 {
+        return Err(damaged());
+    }
+    let bytes = stored.slice(4..);
+    let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &bytes) as u32;
+    if crc.to_le_bytes() == stored[..4] { Ok(bytes) } else { Err(damaged()) }
+}
+
+/// Blobs that GETs of this process are reading: the reclaimer lets them be until the last reader is done.
+#[derive(Default, Clone)]
+pub struct Pins(Arc<Mutex<HashMap<BlobId, usize>>>);
+
+impl Pins {
+    /// Pins a blob until the pin is dropped.
+    pub fn pin(&self, id: BlobId) -> Pin {
+        *self.lock().entry(id).or_default() += 1;
+        Pin { pins: self.clone(), id }
+    }
+    /// True while somebody reads it.
+    pub fn is_pinned(&self, id: BlobId) -> bool {
+        self.lock().contains_key(&id)
+    }
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<BlobId, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps a blob from being reclaimed.
+pub struct Pin {
+    pins: Pins,
+    id: BlobId,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut pins = self.pins.lock();
+        if let Some(count) = pins.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(&self.id);
+            }
+        }
+    }
+}
+
+/// A sealed blob that no record names yet. Dropped, it is handed to the reclaimer, unless a commit that names it is, or
+/// may be, under way: then the sweep at the next start decides.
+pub struct Unnamed<B: BulkStore> {
+    core: CoreRef<B>,
+    id: RefCell<Option<BlobId>>,
+}
+
+impl<B: BulkStore> Unnamed<B> {
+    /// A blob just sealed.
+    pub fn new(core: &CoreRef<B>, id: BlobId) -> Self {
+        Self { core: core.clone(), id: RefCell::new(Some(id)) }
+    }
+    /// The blob.
+    pub fn id(&self) -> Option<BlobId> {
+        *self.id.borrow()
+    }
+    /// A commit that names it begins, or has happened.
+    pub fn take(&self) -> Option<BlobId> {
+        self.id.borrow_mut().take()
+    }
+    /// The commit did certainly not happen.
+    pub fn give_back(&self, id: Option<BlobId>) {
+        *self.id.borrow_mut() = id;
+    }
+}
+
+impl<B: BulkStore> Drop for Unnamed<B> {
+    fn drop(&mut self) {
+        if let Some(id) = self.take() {
+            self.core.reclaim.push([id]);
+        }
+    }
+}

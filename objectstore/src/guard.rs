@@ -1,0 +1,482 @@
+//! What is looked at before `s3s` sees a request: the checks that it leaves out, and the framing of chunked bodies.
+//!
+//! `s3s` 0.14.1 does not refuse a signed header that the request lacks, does not cap a presigned URL's life, holds a
+//! whole aws-chunk in memory whatever its size, and buffers POST forms. Pure; the server calls it.
+
+use std::collections::VecDeque;
+
+use bytes::{Buf, Bytes};
+use http::request::Parts;
+use http::{HeaderMap, Method};
+
+use crate::error::{Error, Kind, Result};
+
+/// In the text of the error that a stalled body ends with.
+pub const STALLED: &str = "the body stalled";
+/// In the text of the error that too large a signed chunk ends with.
+pub const CHUNK_TOO_LARGE: &str = "the aws-chunk is too large";
+
+/// A signed chunk is held until its signature is checked; SDKs send 64 KiB to 1 MiB.
+pub const SIGNED_CHUNK_MAX: u64 = 8 << 20;
+/// A presigned URL's longest life in seconds: 7 days.
+const PRESIGNED_MAX: u64 = 604_800;
+/// A chunk's header line.
+const LINE_MAX: usize = 1024;
+
+/// How a body is framed inside HTTP's own framing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// Not at all.
+    Plain,
+    /// aws-chunked, each chunk signed.
+    Signed,
+    /// aws-chunked, unsigned, with a trailer.
+    Unsigned,
+}
+
+/// Checks a request's head.
+pub fn check(head: &Parts) -> Result<Framing> {
+    let query = Query::of(head.uri.query().unwrap_or_default());
+    if head.method == Method::POST && header(&head.headers, "content-type").is_some_and(is_form) {
+        return Err(Error::new(Kind::NotImplemented, "POST form uploads are not supported."));
+    }
+    check_subresource(&query)?;
+    check_headers(&head.headers)?;
+    if query.has("X-Amz-Algorithm") || query.has("X-Amz-Signature") || query.has("X-Amz-Credential") {
+        check_presigned(&query, &head.headers)?;
+    } else if query.has("Signature") && query.has("AWSAccessKeyId") {
+        return Err(V2_REFUSED.into_error());
+    } else if let Some(authorization) = header(&head.headers, "authorization") {
+        check_authorization(authorization, &head.headers)?;
+    }
+    Ok(match header(&head.headers, "x-amz-content-sha256") {
+        Some("STREAMING-UNSIGNED-PAYLOAD-TRAILER") => Framing::Unsigned,
+        Some(value) if value.starts_with("STREAMING-") => Framing::Signed,
+        _ => Framing::Plain,
+    })
+}
+
+struct Refusal(Kind, &'static str);
+
+impl Refusal {
+    fn into_error(self) -> Error {
+        Error::new(self.0, self.1)
+    }
+}
+
+const V2_REFUSED: Refusal = Refusal(
+    Kind::InvalidRequest,
+    "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256.",
+);
+
+fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    headers.get(name).and_then(|v| v.to_str().ok())
+}
+
+fn is_form(content_type: &str) -> bool {
+    content_type.trim_start().get(..19).is_some_and(|t| t.eq_ignore_ascii_case("multipart/form-data"))
+}
+
+/// A query's names and raw values.
+struct Query<'q>(Vec<(&'q str, Option<&'q str>)>);
+
+impl<'q> Query<'q> {
+    fn of(query: &'q str) -> Self {
+        let pairs = query.split('&').filter(|p| !p.is_empty());
+        Self(pairs.map(|p| p.split_once('=').map_or((p, None), |(n, v)| (n, Some(v)))).collect())
+    }
+    fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(n, _)| *n == name)
+    }
+    fn get(&self, name: &str) -> Option<&'q str> {
+        self.0.iter().find(|(n, _)| *n == name).and_then(|(_, v)| *v)
+    }
+}
+
+/// Refuses subresources that Walrus does not have. `s3s` takes those that it does not know for the plain operation of the
+/// same method: `PUT /bucket?fancy` must not be CreateBucket.
+fn check_subresource(query: &Query<'_>) -> Result<()> {
+    for (name, value) in &query.0 {
+        // A name without a value is a subresource; parameters have values.
+        let bare = value.is_none_or(str::is_empty);
+        if bare && !name.starts_with("X-Amz-") && !SUBRESOURCES.contains(name) && !EMPTY_PARAMETERS.contains(name) {
+            return Err(Error::new(Kind::NotImplemented, format!("The subresource {name:?} is not supported.")));
+        }
+    }
+    Ok(())
+}
+
+/// What Walrus has; the others are refused before their bodies are read.
+const SUBRESOURCES: &[&str] = &["delete", "location", "uploads", "versioning"];
+
+/// Parameters that clients send empty.
+const EMPTY_PARAMETERS: &[&str] = &[
+    "prefix",
+    "delimiter",
+    "marker",
+    "max-keys",
+    "encoding-type",
+    "start-after",
+    "continuation-token",
+    "fetch-owner",
+    "key-marker",
+    "upload-id-marker",
+    "version-id-marker",
+    "versionId",
+    "uploadId",
+    "part-number-marker",
+    "max-parts",
+    "max-uploads",
+    "x-id",
+    "list-type",
+    "partNumber",
+];
+
+/// Headers that ask for what Walrus does not have: refused, since ignoring them would be a lie.
+fn check_headers(headers: &HeaderMap) -> Result<()> {
+    for name in headers.keys() {
+        let name = name.as_str();
+        let Some(rest) = name.strip_prefix("x-amz-") else { continue };
+        let refused = rest.starts_with("server-side-encryption")
+            || rest.starts_with("copy-source-server-side-encryption")
+            || rest.starts_with("object-lock-")
+            || rest.starts_with("bucket-object-lock-")
+            || rest.starts_with("grant-")
+            || rest == "tagging"
+            || rest == "write-offset-bytes";
+        if refused && header(headers, name).is_none_or(|v| !v.is_empty() && !v.eq_ignore_ascii_case("false")) {
+            return Err(Error::new(Kind::NotImplemented, format!("The header {name} is not supported.")));
+        }
+    }
+    match header(headers, "x-amz-acl") {
+        None | Some("" | "private" | "bucket-owner-full-control" | "bucket-owner-read") => Ok(()),
+        Some(acl) => {
+            Err(Error::new(Kind::NotImplemented, format!("The canned ACL {acl:?} is not supported; only private.")))
+        }
+    }
+}
+
+fn check_presigned(query: &Query<'_>, headers: &HeaderMap) -> Result<()> {
+    let wrong = |message: &'static str| Err(Error::new(Kind::AuthorizationQueryParametersError, message));
+    let all = [
+        "X-Amz-Algorithm",
+        "X-Amz-Credential",
+        "X-Amz-Signature",
+        "X-Amz-Date",
+        "X-Amz-SignedHeaders",
+        "X-Amz-Expires",
+    ];
+    if all.iter().any(|name| query.get(name).is_none_or(str::is_empty)) {
+        return wrong(
+            "Query-string authentication version 4 requires the X-Amz-Algorithm, X-Amz-Credential, X-Amz-Signature, \
+             X-Amz-Date, X-Amz-SignedHeaders, and X-Amz-Expires parameters.",
+        );
+    }
+    match query.get("X-Amz-Expires").and_then(|e| e.parse::<i64>().ok()) {
+        None => return wrong("X-Amz-Expires should be a number"),
+        Some(..0) => return wrong("X-Amz-Expires must be non-negative"),
+        Some(e) if e as u64 > PRESIGNED_MAX => {
+            return wrong(
+                "X-Amz-Expires must be less than a week (in seconds); that is, the given X-Amz-Expires must be less than 604800 seconds",
+            );
+        }
+        Some(_) => {}
+    }
+    let signed = query.get("X-Amz-SignedHeaders").unwrap_or_default();
+    let signed = percent_encoding::percent_decode_str(signed).decode_utf8_lossy();
+    check_signed_headers(&signed, headers)
+}
+
+fn check_authorization(authorization: &str, headers: &HeaderMap) -> Result<()> {
+    if authorization.starts_with("AWS ") {
+        return Err(V2_REFUSED.into_error());
+    }
+    let Some(fields) = authorization.strip_prefix("AWS4-HMAC-SHA256") else {
+        return Err(Error::new(Kind::InvalidArgument, "Unsupported Authorization Type"));
+    };
+    let field = |name: &str| fields.split(',').find_map(|f| f.trim().strip_prefix(name)?.strip_prefix('='));
+    let (Some(credential), Some(signed), Some(_)) = (field("Credential"), field("SignedHeaders"), field("Signature"))
+    else {
+        return Err(Error::new(
+            Kind::AuthorizationHeaderMalformed,
+            "The authorization header is malformed; it needs Credential, SignedHeaders and Signature.",
+        ));
+    };
+    if credential.rsplit('/').next() != Some("aws4_request") || credential.split('/').count() < 5 {
+        return Err(Error::new(
+            Kind::AuthorizationHeaderMalformed,
+            "The authorization header is malformed; the Credential is mal-formed; expecting \
+             \"<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request\".",
+        ));
+    }
+    check_signed_headers(signed, headers)
+}
+
+/// Every signed header is there, and host and all x-amz- headers are signed.
+fn check_signed_headers(signed: &str, headers: &HeaderMap) -> Result<()> {
+    for name in signed.split(';') {
+        if !headers.contains_key(name) {
+            return Err(Error::new(
+                Kind::SignatureDoesNotMatch,
+                format!("The header {name:?} is among the signed headers but not in the request."),
+            ));
+        }
+    }
+    let is_signed = |name: &str| signed.split(';').any(|s| s == name);
+    let unsigned = headers
+        .keys()
+        .map(http::HeaderName::as_str)
+        .find(|name| (*name == "host" || name.starts_with("x-amz-")) && !is_signed(name));
+    match unsigned {
+        None => Ok(()),
+        Some(name) => Err(Error::new(
+            Kind::AccessDenied,
+            format!("There were headers present in the request which were not signed: {name}"),
+        )),
+    }
+}
+
+/// Follows aws-chunked framing as a body passes.
+///
+/// Signed chunks pass as they are, up to [`SIGNED_CHUNK_MAX`]. Unsigned ones are cut into chunks of what has arrived, so
+/// that a client which sends 5 GiB as one chunk costs no memory.
+#[derive(Debug)]
+pub struct Chunks {
+    rewrite: bool,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// In a chunk's header line; what has come of it.
+    Line(Vec<u8>),
+    /// In its data; how much is left.
+    Data(u64),
+    /// In the line end after the data; how much of it is left.
+    End(usize),
+    /// After the last chunk: trailers, for `s3s`.
+    Rest,
+}
+
+/// Why a chunked body is cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadChunk {
+    /// Above [`SIGNED_CHUNK_MAX`].
+    #[error("{CHUNK_TOO_LARGE}: {0} bytes, at most {SIGNED_CHUNK_MAX}")]
+    TooLarge(u64),
+    /// Not a chunk.
+    #[error("aws-chunked FormatError: {0}")]
+    Format(&'static str),
+}
+
+impl Chunks {
+    /// For a body of this framing; `None` where there is nothing to follow.
+    pub fn new(framing: Framing) -> Option<Self> {
+        let rewrite = match framing {
+            Framing::Plain => return None,
+            Framing::Signed => false,
+            Framing::Unsigned => true,
+        };
+        Some(Self { rewrite, state: State::Line(Vec::new()) })
+    }
+
+    /// Takes what has arrived; puts what `s3s` is to see onto `out`.
+    pub fn feed(&mut self, mut bytes: Bytes, out: &mut VecDeque<Bytes>) -> Result<(), BadChunk> {
+        if !self.rewrite {
+            out.push_back(bytes.clone());
+        }
+        while !bytes.is_empty() {
+            match &mut self.state {
+                State::Line(line) => {
+                    let end = bytes.iter().position(|b| *b == b'\n');
+                    line.extend_from_slice(&bytes[..end.map_or(bytes.len(), |e| e + 1)]);
+                    bytes.advance(end.map_or(bytes.len(), |e| e + 1));
+                    if line.len() > LINE_MAX {
+                        return Err(BadChunk::Format("a chunk's header line is too long"));
+                    }
+                    if end.is_none() {
+                        continue;
+                    }
+                    let size = chunk_size(line).ok_or(BadChunk::Format("a chunk's header line has no size"))?;
+                    if size == 0 {
+                        if self.rewrite {
+                            out.push_back(std::mem::take(line).into());
+                        }
+                        self.state = State::Rest;
+                    } else if !self.rewrite && size > SIGNED_CHUNK_MAX {
+                        return Err(BadChunk::TooLarge(size));
+                    } else {
+                        self.state = State::Data(size);
+                    }
+                }
+                State::Data(left) => {
+                    let n = (*left).min(bytes.len() as u64);
+                    let piece = bytes.split_to(n as usize);
+                    if self.rewrite {
+                        out.push_back(format!("{:x}\r\n", piece.len()).into());
+                        out.push_back(piece);
+                        out.push_back(Bytes::from_static(b"\r\n"));
+                    }
+                    *left -= n;
+                    if *left == 0 {
+                        self.state = State::End(2);
+                    }
+                }
+                State::End(left) => {
+                    if bytes[0] != b"\r\n"[2 - *left] {
+                        return Err(BadChunk::Format("a chunk is longer than its header line says"));
+                    }
+                    bytes.advance(1);
+                    *left -= 1;
+                    if *left == 0 {
+                        self.state = State::Line(Vec::new());
+                    }
+                }
+                State::Rest => {
+                    if self.rewrite {
+                        out.push_back(bytes);
+                    }
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The size in `1f4;chunk-signature=...\r\n`.
+fn chunk_size(line: &[u8]) -> Option<u64> {
+    let digits = line.split(|b| matches!(b, b';' | b'\r' | b'\n')).next()?;
+    if digits.is_empty() || digits.len() > 8 {
+        return None;
+    }
+    u64::from_str_radix(std::str::from_utf8(digits).ok()?.trim(), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn head(method: &str, uri: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut request = http::Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn refused(method: &str, uri: &str, headers: &[(&str, &str)], want: Option<Kind>) {
+        let got = check(&head(method, uri, headers)).err().map(|e| e.kind);
+        assert_eq!(got, want, "{method} {uri} {headers:?}");
+    }
+
+    #[test]
+    fn heads() {
+        let auth = |signed: &str| {
+            format!(
+                "AWS4-HMAC-SHA256 Credential=AK/20260101/us-east-1/s3/aws4_request, SignedHeaders={signed}, Signature=0"
+            )
+        };
+        let good = auth("host;x-amz-date");
+        refused("GET", "/b", &[("host", "h"), ("x-amz-date", "d"), ("authorization", &good)], None);
+        refused("GET", "/b", &[("host", "h"), ("authorization", &good)], Some(Kind::SignatureDoesNotMatch));
+        let more = [("host", "h"), ("x-amz-date", "d"), ("x-amz-meta-a", "1"), ("authorization", good.as_str())];
+        refused("GET", "/b", &more, Some(Kind::AccessDenied));
+        let no_host = auth("x-amz-date");
+        refused(
+            "GET",
+            "/b",
+            &[("host", "h"), ("x-amz-date", "d"), ("authorization", &no_host)],
+            Some(Kind::AccessDenied),
+        );
+        refused("GET", "/b", &[("authorization", "AWS AK:sig")], Some(Kind::InvalidRequest));
+        refused("GET", "/b", &[("authorization", "Basic xyz")], Some(Kind::InvalidArgument));
+        refused("GET", "/b", &[("authorization", "AWS4-HMAC-SHA256 x")], Some(Kind::AuthorizationHeaderMalformed));
+        refused("POST", "/b", &[("content-type", "multipart/form-data; boundary=x")], Some(Kind::NotImplemented));
+        refused("PUT", "/b?renameObject", &[], Some(Kind::NotImplemented));
+        refused("GET", "/b?prefix=&delimiter=/&location", &[], None);
+        refused("PUT", "/b/k", &[("x-amz-tagging", "a=b")], Some(Kind::NotImplemented));
+        refused("PUT", "/b/k", &[("x-amz-server-side-encryption", "AES256")], Some(Kind::NotImplemented));
+        refused("PUT", "/b/k", &[("x-amz-acl", "public-read")], Some(Kind::NotImplemented));
+        refused("PUT", "/b/k", &[("x-amz-acl", "private")], None);
+    }
+
+    #[test]
+    fn presigned_urls() {
+        let url = |expires: &str, signed: &str| {
+            format!(
+                "/b/k?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=c&X-Amz-Date=d&X-Amz-Expires={expires}&X-Amz-SignedHeaders={signed}&X-Amz-Signature=0"
+            )
+        };
+        let host = [("host", "h")];
+        refused("GET", &url("604800", "host"), &host, None);
+        for bad in ["604801", "-1", "x", ""] {
+            refused("GET", &url(bad, "host"), &host, Some(Kind::AuthorizationQueryParametersError));
+        }
+        refused("GET", &url("60", "host%3Bx-amz-meta-a"), &host, Some(Kind::SignatureDoesNotMatch));
+        refused("GET", "/b/k?X-Amz-Signature=0", &host, Some(Kind::AuthorizationQueryParametersError));
+        refused("GET", "/b/k?AWSAccessKeyId=a&Signature=b&Expires=1", &host, Some(Kind::InvalidRequest));
+    }
+
+    /// Undoes unsigned chunking.
+    fn unchunk(mut body: &[u8]) -> (Vec<u8>, Vec<u8>) {
+        let mut data = Vec::new();
+        loop {
+            let end = body.iter().position(|b| *b == b'\n').unwrap();
+            let size = chunk_size(&body[..=end]).unwrap() as usize;
+            body = &body[end + 1..];
+            if size == 0 {
+                return (data, body.to_vec());
+            }
+            data.extend_from_slice(&body[..size]);
+            assert_eq!(&body[size..size + 2], b"\r\n");
+            body = &body[size + 2..];
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn chunks_survive_any_cutting(
+            chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..300), 0..6),
+            cuts in proptest::collection::vec(1usize..97, 1..40),
+            rewrite: bool,
+        ) {
+            let mut body = Vec::new();
+            for chunk in &chunks {
+                let signature = if rewrite { String::new() } else { format!(";chunk-signature={}", "0".repeat(64)) };
+                body.extend(format!("{:x}{signature}\r\n", chunk.len()).into_bytes());
+                body.extend(chunk);
+                body.extend(b"\r\n");
+            }
+            body.extend(b"0\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n");
+            let mut follower = Chunks::new(if rewrite { Framing::Unsigned } else { Framing::Signed }).unwrap();
+            let (mut out, mut rest, mut cuts) = (VecDeque::new(), &body[..], cuts.into_iter().cycle());
+            while !rest.is_empty() {
+                let n = cuts.next().unwrap().min(rest.len());
+                follower.feed(Bytes::copy_from_slice(&rest[..n]), &mut out).unwrap();
+                rest = &rest[n..];
+            }
+            let out: Vec<u8> = out.into_iter().flatten().collect();
+            if rewrite {
+                prop_assert_eq!(unchunk(&out), unchunk(&body));
+            } else {
+                prop_assert_eq!(out, body);
+            }
+        }
+
+        #[test]
+        fn hostile_chunks_do_no_harm(body: Vec<u8>, rewrite: bool) {
+            let mut follower = Chunks::new(if rewrite { Framing::Unsigned } else { Framing::Signed }).unwrap();
+            let _ = follower.feed(body.into(), &mut VecDeque::new());
+        }
+    }
+
+    #[test]
+    fn a_signed_chunk_has_a_largest_size() {
+        let mut follower = Chunks::new(Framing::Signed).unwrap();
+        let line = Bytes::from_static(b"ffffffff;chunk-signature=0\r\n");
+        assert_eq!(follower.feed(line, &mut VecDeque::new()), Err(BadChunk::TooLarge(0xffff_ffff)));
+    }
+}

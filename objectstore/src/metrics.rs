@@ -1,0 +1,87 @@
+//! Walrus's counters: requests by operation and status, bytes, latency, space reclaimed.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Labels of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Request {
+    operation: &'static str,
+    status: u16,
+}
+
+/// Labels of a latency.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Operation {
+    operation: &'static str,
+}
+
+/// The counters, shared by all cores.
+#[derive(Clone)]
+pub struct Metrics {
+    requests: Family<Request, Counter>,
+    seconds: Family<Operation, Histogram, fn() -> Histogram>,
+    received: Counter,
+    sent: Counter,
+    reclaimed: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        // 100 us to 100 s.
+        let make: fn() -> Histogram = || {
+            Histogram::new([
+                0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 25.0,
+                100.0,
+            ])
+        };
+        Self {
+            requests: Family::default(),
+            seconds: Family::new_with_constructor(make),
+            received: Counter::default(),
+            sent: Counter::default(),
+            reclaimed: Counter::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Counters in this registry.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let r = registry.sub_registry_with_prefix("walrus");
+        r.register("requests", "Requests by operation and HTTP status", metrics.requests.clone());
+        r.register_with_unit(
+            "request",
+            "Time from a request's head to its answer's head",
+            Unit::Seconds,
+            metrics.seconds.clone(),
+        );
+        r.register_with_unit("received", "Bytes of request bodies", Unit::Bytes, metrics.received.clone());
+        r.register_with_unit("sent", "Bytes of response bodies", Unit::Bytes, metrics.sent.clone());
+        r.register("blobs_reclaimed", "Blobs deleted because nothing named them any more", metrics.reclaimed.clone());
+        metrics
+    }
+    /// A request was answered.
+    pub fn answered(&self, operation: &'static str, status: u16, took: Duration) {
+        self.requests.get_or_create(&Request { operation, status }).inc();
+        self.seconds.get_or_create(&Operation { operation }).observe(took.as_secs_f64());
+    }
+    /// Bytes came in.
+    pub fn received(&self, bytes: u64) {
+        self.received.inc_by(bytes);
+    }
+    /// Bytes went out.
+    pub fn sent(&self, bytes: u64) {
+        self.sent.inc_by(bytes);
+    }
+    /// Blobs were deleted.
+    pub fn reclaimed(&self, blobs: u64) {
+        self.reclaimed.inc_by(blobs);
+    }
+}

@@ -1,0 +1,131 @@
+//! CopyObject, and the source that UploadPartCopy shares with it.
+
+use futures_util::StreamExt;
+use karri_bulk::BulkStore;
+use s3s::S3Request;
+use s3s::dto::{CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, MetadataDirective};
+
+use crate::body::{self, Expected, Incoming, PUT_MAX, Stored};
+use crate::core::{Caller, CoreRef};
+use crate::digest::{Algorithm, ChecksumType};
+use crate::error::{Error, Kind, Result};
+use crate::ops::condition::{ReadConditions, WriteConditions};
+use crate::ops::get::{ChecksumFields, Found, Selection, Wanted, check_version, etag, loop_until_whole, timestamp};
+use crate::ops::put::{Target, check_key, object_headers, object_of, publish};
+use crate::record::{Headers, Object};
+
+/// A copy's source, opened.
+pub struct Source {
+    /// The record and what is selected of it.
+    pub found: Found,
+    /// The bytes.
+    pub body: Incoming,
+}
+
+/// Opens a copy's source.
+pub async fn source<B: BulkStore>(
+    core: &CoreRef<B>,
+    caller: &Caller,
+    source: &CopySource,
+    owner: Option<&str>,
+    conditions: &ReadConditions,
+    selection: &Selection,
+) -> Result<Source> {
+    let CopySource::Bucket { bucket, key, version_id } = source else {
+        return Err(Error::new(Kind::NotImplemented, "Copying from access points is not supported."));
+    };
+    check_key(key)?;
+    check_version(version_id.as_deref())?;
+    let wanted = Wanted { bucket, key, owner, conditions, selection, copying: true };
+    let (found, outgoing) = loop_until_whole(core, caller, &wanted).await?;
+    Ok(Source { found, body: outgoing.boxed_local() })
+}
+
+/// CopyObject.
+pub async fn copy_object<B: BulkStore>(
+    core: &CoreRef<B>,
+    caller: &Caller,
+    req: S3Request<CopyObjectInput>,
+) -> Result<CopyObjectOutput> {
+    let S3Request { input, headers, .. } = req;
+    check_key(&input.key)?;
+    let owner = input.expected_bucket_owner.as_deref();
+    core.bucket_to_fill(caller, &input.bucket, owner).await?;
+    let conditions = ReadConditions {
+        matches: input.copy_source_if_match,
+        none_match: input.copy_source_if_none_match,
+        modified_since: input.copy_source_if_modified_since,
+        unmodified_since: input.copy_source_if_unmodified_since,
+    };
+    let replace = match input.metadata_directive.as_ref().map(MetadataDirective::as_str) {
+        None | Some(MetadataDirective::COPY) => false,
+        Some(MetadataDirective::REPLACE) => true,
+        Some(_) => return Err(Error::new(Kind::InvalidArgument, "Unknown metadata directive.")),
+    };
+    let attributes = object_headers(&headers, input.metadata.as_ref(), input.expires.as_ref())?;
+    let same = matches!(&input.copy_source, CopySource::Bucket { bucket, key, .. }
+        if **bucket == *input.bucket && **key == *input.key);
+    if same && !replace && attributes.storage_class.is_none() && attributes.website_redirect.is_none() {
+        return Err(Error::new(
+            Kind::InvalidRequest,
+            "This copy request is illegal because it is trying to copy an object to itself without changing the object's \
+             metadata, storage class, website redirect location or encryption attributes.",
+        ));
+    }
+    let asked = match &input.checksum_algorithm {
+        Some(name) => Some(
+            Algorithm::from_name(name.as_str())
+                .ok_or_else(|| Error::new(Kind::InvalidRequest, "Checksum algorithm provided is unsupported."))?,
+        ),
+        None => None,
+    };
+    let source_owner = input.expected_source_bucket_owner.as_deref();
+    let source = source(core, caller, &input.copy_source, source_owner, &conditions, &Selection::Whole).await?;
+    let from = &source.found.object;
+    if from.size > PUT_MAX {
+        return Err(Error::new(
+            Kind::InvalidRequest,
+            "The specified copy source is larger than the maximum allowable size for a copy source: 5368709120",
+        ));
+    }
+    let kept = copied_headers(from, attributes, replace);
+    // The checksum that the source has, unless another one is asked for; a composite one becomes the whole object's.
+    let of_source = from.checksum.as_ref().map(|c| match c.kind {
+        ChecksumType::FullObject | ChecksumType::Composite => c.algorithm,
+    });
+    let keep = asked.or(of_source).unwrap_or(Algorithm::Crc64Nvme);
+    let expected = Expected { len: Some(from.size), keep: Some(keep), ..Expected::default() };
+    let received = body::receive(core, source.body, &expected).await?;
+    let object = object_of(core, caller, &received, &expected, kept);
+    if let (Some(before), Some(after)) = (&from.checksum, &object.checksum)
+        && (before.algorithm, before.kind) == (after.algorithm, after.kind)
+        && before.value != after.value
+    {
+        return Err(Error::new(Kind::InternalError, "The source's data does not match its checksum."));
+    }
+    let target = Target { caller, bucket: &input.bucket, key: &input.key, owner };
+    publish(core, &target, &WriteConditions::default(), &object, &received.stored).await?;
+    drop::<Stored<B>>(received.stored);
+    let sums = ChecksumFields::of(object.checksum.as_ref());
+    Ok(CopyObjectOutput {
+        copy_object_result: Some(CopyObjectResult {
+            e_tag: Some(etag(&object)),
+            last_modified: timestamp(object.modified),
+            checksum_crc32: sums.crc32,
+            checksum_crc32c: sums.crc32c,
+            checksum_crc64nvme: sums.crc64nvme,
+            checksum_sha1: sums.sha1,
+            checksum_sha256: sums.sha256,
+            checksum_type: sums.kind,
+        }),
+        ..Default::default()
+    })
+}
+
+/// The copy's headers: the source's, or the request's. Storage class and redirect are always the request's.
+fn copied_headers(from: &Object, request: Headers, replace: bool) -> Headers {
+    if replace {
+        return request;
+    }
+    Headers { storage_class: request.storage_class, website_redirect: request.website_redirect, ..from.headers.clone() }
+}

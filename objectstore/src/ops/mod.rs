@@ -1,0 +1,11 @@
+//! The operations, one file per verb family, named as AWS names them. [`crate::api`] maps `s3s`'s types onto them.
+
+pub mod bucket;
+pub mod complete;
+pub mod condition;
+pub mod copy;
+pub mod delete;
+pub mod get;
+pub mod list_objects;
+pub mod multipart;
+pub mod put;

@@ -1,0 +1,178 @@
+//! PutObject, and the publishing commit that Copy and Complete share.
+
+use http::HeaderMap;
+use karri_bulk::BulkStore;
+use karri_meta::{Batch, MetaError};
+use s3s::S3Request;
+use s3s::dto::{Metadata, PutObjectInput, PutObjectOutput, Timestamp};
+use time::OffsetDateTime;
+
+use crate::body::{self, Expected, Received, Stored};
+use crate::core::{Caller, Core, CoreRef, RETRIES, Seen};
+use crate::digest::Algorithm;
+use crate::error::{Error, Kind, Result};
+use crate::keys;
+use crate::ops::condition::WriteConditions;
+use crate::ops::get::{ChecksumFields, etag};
+use crate::record::{Bucket, Headers, Object};
+
+/// User metadata's limit, names and values together.
+const METADATA_MAX: usize = 2 << 10;
+/// A key's limit.
+const KEY_MAX: usize = 1024;
+
+/// PutObject.
+pub async fn put_object<B: BulkStore>(
+    core: &CoreRef<B>,
+    caller: &Caller,
+    req: S3Request<PutObjectInput>,
+) -> Result<PutObjectOutput> {
+    let S3Request { input, headers, trailing_headers, .. } = req;
+    check_key(&input.key)?;
+    // Before a byte is read: who may, and is there a bucket.
+    core.bucket_to_fill(caller, &input.bucket, input.expected_bucket_owner.as_deref()).await?;
+    let attributes = object_headers(&headers, input.metadata.as_ref(), input.expires.as_ref())?;
+    let conditions = WriteConditions::new(input.if_match, input.if_none_match)?;
+    let mut expected = Expected::of(&headers, input.content_length, trailing_headers)?;
+    expected.keep.get_or_insert(Algorithm::Crc64Nvme);
+    let received = body::receive(core, body::incoming(input.body), &expected).await?;
+    let object = object_of(core, caller, &received, &expected, attributes);
+    let target =
+        Target { caller, bucket: &input.bucket, key: &input.key, owner: input.expected_bucket_owner.as_deref() };
+    publish(core, &target, &conditions, &object, &received.stored).await?;
+    let sums = ChecksumFields::of(object.checksum.as_ref());
+    Ok(PutObjectOutput {
+        e_tag: Some(etag(&object)),
+        checksum_crc32: sums.crc32,
+        checksum_crc32c: sums.crc32c,
+        checksum_crc64nvme: sums.crc64nvme,
+        checksum_sha1: sums.sha1,
+        checksum_sha256: sums.sha256,
+        checksum_type: sums.kind,
+        ..Default::default()
+    })
+}
+
+/// The record of a body that has arrived.
+pub fn object_of<B: BulkStore>(
+    core: &Core<B>,
+    caller: &Caller,
+    received: &Received<B>,
+    expected: &Expected,
+    headers: Headers,
+) -> Object {
+    Object {
+        size: received.digests.len,
+        modified: core.now(),
+        md5: received.digests.md5,
+        parts: None,
+        data: received.stored.data(),
+        checksum: expected.keep.and_then(|a| received.digests.checksum(a)),
+        headers,
+        owner: caller.account().to_owned(),
+    }
+}
+
+/// Where an object is to be put, and for whom.
+pub struct Target<'a> {
+    /// Who puts it.
+    pub caller: &'a Caller,
+    /// The bucket's name.
+    pub bucket: &'a str,
+    /// The object's key.
+    pub key: &'a str,
+    /// x-amz-expected-bucket-owner.
+    pub owner: Option<&'a str>,
+}
+
+/// Makes an object current: one commit that checks the bucket, the conditions and what it replaces.
+pub async fn publish<B: BulkStore>(
+    core: &CoreRef<B>,
+    target: &Target<'_>,
+    conditions: &WriteConditions,
+    object: &Object,
+    stored: &Stored<B>,
+) -> Result<()> {
+    let record = object.encode();
+    for _ in 0..RETRIES {
+        let bucket = core.bucket_to_fill(target.caller, target.bucket, target.owner).await?;
+        let old = core.object(bucket.value.id, target.key).await?;
+        conditions.check(old.as_ref().map(|o| &o.value))?;
+        let mut batch = replace(target, &bucket, old.as_ref());
+        batch.puts.push((keys::object(bucket.value.id, target.key.as_bytes()), record.clone()));
+        stored.name(&mut batch);
+        let freed = match &old {
+            Some(old) => core.retire(&mut batch, &old.value.data).await?,
+            None => vec![],
+        };
+        match stored.commit(core, batch).await {
+            Ok(()) => {
+                core.reclaim.push(freed);
+                return Ok(());
+            }
+            Err(MetaError::Conflict { .. }) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Err(Kind::ConditionalRequestConflict.into())
+}
+
+/// A batch that holds only while the bucket and the object are as they were read.
+pub fn replace(target: &Target<'_>, bucket: &Seen<Bucket>, old: Option<&Seen<Object>>) -> Batch {
+    Batch::new()
+        .check(keys::bucket(target.bucket), Some(bucket.raw.clone()))
+        .check(keys::object(bucket.value.id, target.key.as_bytes()), old.map(|o| o.raw.clone()))
+}
+
+/// 1 to 1,024 bytes.
+pub fn check_key(key: &str) -> Result<()> {
+    match key.len() {
+        0 => Err(Error::new(Kind::InvalidArgument, "The object key is empty.")),
+        n if n > KEY_MAX => Err(Kind::KeyTooLong.into()),
+        _ => Ok(()),
+    }
+}
+
+/// The headers that are kept with an object. `s3s` has decoded the metadata's RFC 2047 and the date.
+pub fn object_headers(raw: &HeaderMap, metadata: Option<&Metadata>, expires: Option<&Timestamp>) -> Result<Headers> {
+    let text = |name: &str| -> Result<Option<String>> {
+        let Some(value) = raw.get(name).filter(|v| !v.is_empty()) else { return Ok(None) };
+        let value = value.to_str();
+        let value =
+            value.map_err(|_| Error::new(Kind::InvalidArgument, format!("Header {name} is not plain text.")))?;
+        Ok(Some(value.to_owned()))
+    };
+    let mut user: Vec<(String, String)> =
+        metadata.into_iter().flatten().map(|(k, v)| (k.to_lowercase(), v.clone())).collect();
+    user.sort();
+    if user.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>() > METADATA_MAX {
+        return Err(Kind::MetadataTooLarge.into());
+    }
+    if user.iter().any(|(k, v)| k.contains('\0') || v.contains('\0')) {
+        return Err(Error::new(Kind::InvalidArgument, "User metadata contains a zero byte."));
+    }
+    let storage_class = text("x-amz-storage-class")?;
+    if storage_class.as_deref().is_some_and(|c| !STORAGE_CLASSES.contains(&c)) {
+        return Err(Error::new(Kind::InvalidArgument, "The storage class that you specified is not valid."));
+    }
+    let content_encoding = text("content-encoding")?.and_then(|value| {
+        // aws-chunked is how the body travelled, not what the object is.
+        let kept: Vec<&str> =
+            value.split(',').map(str::trim).filter(|e| !e.eq_ignore_ascii_case("aws-chunked")).collect();
+        (!kept.is_empty()).then(|| kept.join(","))
+    });
+    Ok(Headers {
+        content_type: text("content-type")?,
+        cache_control: text("cache-control")?,
+        content_disposition: text("content-disposition")?,
+        content_encoding,
+        content_language: text("content-language")?,
+        expires: expires.map(|t| OffsetDateTime::from(t.clone()).unix_timestamp()),
+        website_redirect: text("x-amz-website-redirect-location")?,
+        storage_class: storage_class.filter(|c| c != "STANDARD"),
+        user,
+    })
+}
+
+/// Kept as said; all are stored alike.
+const STORAGE_CLASSES: [&str; 4] = ["STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "INTELLIGENT_TIERING"];

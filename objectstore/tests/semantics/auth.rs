@@ -1,0 +1,164 @@
+use crate::client::{Mode, Walrus};
+use crate::{data, run};
+
+#[test]
+fn every_signature_form_carries_a_body() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/bucket", "").await.ok();
+        for mode in [
+            Mode::Signed,
+            Mode::Unsigned,
+            Mode::Presigned(60),
+            Mode::Chunks(8192),
+            Mode::Trailer,
+            Mode::ChunksTrailer(8192),
+        ] {
+            for len in [0, 1, 4096, 65_536, 65_537, 300_000] {
+                let body = data(len);
+                w.req("PUT", "/bucket/k").mode(mode).body(body.clone()).send().await.ok();
+                let got = w.get("/bucket/k").await.ok();
+                assert!(got.body == body, "{mode:?} {len}");
+                assert_eq!(got.header("content-encoding"), "", "{mode:?}");
+                if matches!(mode, Mode::Presigned(_)) {
+                    assert!(w.req("GET", "/bucket/k").mode(mode).send().await.ok().body == body);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn keys_signatures_and_clocks() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/bucket", "").await.ok();
+        w.put("/bucket/k", "x").await.ok();
+        w.req("GET", "/bucket/k").anonymous().send().await.is(403, "AccessDenied");
+        w.req("GET", "/bucket/k").by("AK404").send().await.is(403, "InvalidAccessKeyId");
+        let forged = w.req("GET", "/bucket/k").send_with(|r| *r.uri_mut() = "/bucket/other".parse().unwrap());
+        forged.await.is(403, "SignatureDoesNotMatch");
+        let dropped = w.req("GET", "/bucket/k").header("x-amz-meta-a", "1").send_with(|r| {
+            r.headers_mut().remove("x-amz-meta-a");
+        });
+        dropped.await.is(403, "SignatureDoesNotMatch");
+        let added = w.req("GET", "/bucket/k").send_with(|r| {
+            r.headers_mut().insert("x-amz-meta-a", "1".parse().unwrap());
+        });
+        added.await.is(403, "AccessDenied");
+        for age in ["960", "-960"] {
+            w.req("GET", "/bucket/k").header("test-age", age).send().await.is(403, "RequestTimeTooSkewed");
+        }
+        w.req("GET", "/bucket/k")
+            .mode(Mode::Presigned(604_801))
+            .send()
+            .await
+            .is(400, "AuthorizationQueryParametersError");
+        w.req("GET", "/bucket/k")
+            .mode(Mode::Presigned(60))
+            .header("test-age", "70")
+            .send()
+            .await
+            .is(403, "AccessDenied");
+        w.req("GET", "/bucket/k").mode(Mode::Presigned(60)).header("test-age", "50").send().await.ok();
+    });
+}
+
+#[test]
+fn a_body_that_is_not_what_was_signed_leaves_nothing() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/bucket", "").await.ok();
+        for len in [1_000, 200_000] {
+            for mode in [Mode::Signed, Mode::Chunks(16_384), Mode::ChunksTrailer(16_384), Mode::Trailer] {
+                let mut body = data(len);
+                let put = w.req("PUT", "/bucket/k").mode(mode).body(body.clone());
+                let answer = put
+                    .send_with(|r| {
+                        // One byte of the data changes on its way.
+                        let sent = std::mem::take(r.body_mut());
+                        let mut bytes = futures_util::FutureExt::now_or_never(http_body_util::BodyExt::collect(sent))
+                            .unwrap()
+                            .unwrap()
+                            .to_bytes()
+                            .to_vec();
+                        let at = bytes.len() / 2;
+                        bytes[at] ^= 1;
+                        *r.body_mut() = http_body_util::Full::new(bytes.into());
+                    })
+                    .await;
+                body.clear();
+                let code = match mode {
+                    Mode::Signed => "XAmzContentSHA256Mismatch",
+                    Mode::Trailer => "BadDigest",
+                    _ => "SignatureDoesNotMatch",
+                };
+                assert_eq!(answer.one("Code"), code, "{mode:?} {len}");
+                w.get("/bucket/k").await.is(404, "NoSuchKey");
+            }
+        }
+        w.reclaim().await;
+        assert_eq!(karri_bulk::BulkStore::usage(&w.bulk).used, 0, "space of refused bodies is back");
+    });
+}
+
+#[test]
+fn accounts_are_apart_and_the_system_may_read() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/bucket", "").await.ok();
+        w.put("/bucket/k", "x").await.ok();
+        for (method, target) in [
+            ("GET", "/bucket/k"),
+            ("HEAD", "/bucket/k"),
+            ("GET", "/bucket"),
+            ("GET", "/bucket?uploads"),
+            ("PUT", "/bucket/k"),
+            ("DELETE", "/bucket/k"),
+            ("DELETE", "/bucket"),
+            ("HEAD", "/bucket"),
+            ("POST", "/bucket/k?uploads"),
+        ] {
+            let answer = w.req(method, target).by("AK2").send().await;
+            assert_eq!(answer.status, 403, "{method} {target}");
+        }
+        w.req("PUT", "/bucket").by("AK2").send().await.is(409, "BucketAlreadyExists");
+        assert_eq!(w.req("GET", "/").by("AK2").send().await.ok().all("Name"), Vec::<String>::new());
+        assert_eq!(w.req("GET", "/bucket/k").by("AKS").send().await.ok().text(), "x");
+        w.req("GET", "/bucket").by("AKS").send().await.ok();
+        w.req("PUT", "/bucket/k").by("AKS").send().await.is(403, "AccessDenied");
+        w.req("GET", "/bucket/k")
+            .header("x-amz-expected-bucket-owner", "000000000002")
+            .send()
+            .await
+            .is(403, "AccessDenied");
+        w.req("GET", "/bucket/k").header("x-amz-expected-bucket-owner", "000000000001").send().await.ok();
+    });
+}
+
+#[test]
+fn what_is_not_there_says_so() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/bucket", "").await.ok();
+        for (method, target) in [
+            ("GET", "/bucket?acl"),
+            ("PUT", "/bucket?policy"),
+            ("GET", "/bucket?versions"),
+            ("PUT", "/bucket?fancy"),
+            ("PUT", "/bucket/k?tagging"),
+            ("GET", "/bucket/k?torrent"),
+            ("POST", "/bucket/k?select&select-type=2"),
+        ] {
+            let answer = w.req(method, target).body("<x/>").send().await;
+            assert_eq!(answer.status, 501, "{method} {target}: {}", answer.text());
+        }
+        let form = w
+            .req("POST", "/bucket")
+            .header("content-type", "multipart/form-data; boundary=x")
+            .body("--x--")
+            .send()
+            .await;
+        assert!(form.is(501, "NotImplemented").header("x-amz-request-id").len() == 16);
+    });
+}

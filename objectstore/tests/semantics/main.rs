@@ -1,0 +1,18 @@
+//! Walrus's semantics over memory twins, from signed HTTP request to answer, in this process.
+
+mod auth;
+mod buckets;
+mod client;
+mod listing;
+mod multipart;
+mod objects;
+
+/// Runs a test on the simulated executor.
+pub fn run<F: Future<Output = ()> + 'static>(test: impl FnOnce() -> F) {
+    karri_engine::sim::run(1, |_| test());
+}
+
+/// Bytes that differ from place to place.
+pub fn data(len: usize) -> Vec<u8> {
+    (0..len as u64).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+}
