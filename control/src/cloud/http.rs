@@ -1,0 +1,306 @@
+//! The listener of the AWS APIs: a signed form in, XML out.
+//!
+//! ```text
+//! bytes -> (limits, time-outs) -> form -> signature -> service and Action -> handler -> XML
+//! ```
+//! Bodies are bounded, slow senders are cut off, connections are counted. A handler runs in a task of its own: a client
+//! that hangs up does not leave it half done. Every answer has a request id, in a header and in the XML.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use karri_base::aws::verify::{AuthError, claimed_service};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+
+use crate::wire::query::decode_form;
+use crate::wire::{Invalid, Tree, Xml};
+
+use super::api::{Call, ec2_action, sts_action};
+use super::error::{ApiError, ApiResult, Code};
+use super::{Cloud, stopped};
+
+/// A form's size; user data is at most 16 KiB, a thousand tagged ids fit.
+const BODY_MAX: usize = 1 << 20;
+/// How long a request's head and body may take to arrive.
+const SENDING_MAX: Duration = Duration::from_secs(30);
+/// How long an answer may take to be found.
+const ANSWER_MAX: Duration = Duration::from_secs(60);
+/// Open connections; more wait in the listener's backlog.
+const CONNECTIONS_MAX: usize = 4096;
+
+/// Parameters that belong to the protocol, not to an action.
+const PROTOCOL: &[&str] = &[
+    "Action",
+    "Version",
+    "AWSAccessKeyId",
+    "Signature",
+    "SignatureMethod",
+    "SignatureVersion",
+    "Timestamp",
+    "Expires",
+    "SecurityToken",
+    "X-Amz-Algorithm",
+    "X-Amz-Credential",
+    "X-Amz-Date",
+    "X-Amz-Expires",
+    "X-Amz-SignedHeaders",
+    "X-Amz-Signature",
+    "X-Amz-Security-Token",
+];
+
+/// Accepts until `stop` turns true, then lets the requests under way finish.
+pub async fn serve(listener: TcpListener, cloud: Arc<Cloud>, mut stop: watch::Receiver<bool>) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else { break };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stopped(&mut stop) => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(e) => {
+                // Out of descriptors, or the peer is gone already: the listener itself is fine.
+                tracing::debug!(error = %e, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let (cloud, stop) = (cloud.clone(), stop.clone());
+        connections.spawn(async move {
+            connection(stream, cloud, stop).await;
+            drop(slot);
+        });
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+async fn connection(stream: tokio::net::TcpStream, cloud: Arc<Cloud>, mut stop: watch::Receiver<bool>) {
+    let service = service_fn(move |request| {
+        let cloud = cloud.clone();
+        async move { Ok::<_, Infallible>(answer(cloud, request).await) }
+    });
+    let mut http1 = hyper::server::conn::http1::Builder::new();
+    http1.timer(TokioTimer::new()).header_read_timeout(SENDING_MAX).max_buf_size(64 << 10);
+    let served = http1.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(served);
+    tokio::select! {
+        ended = served.as_mut() => {
+            if let Err(e) = ended {
+                tracing::debug!(error = %e, "a connection ended");
+            }
+        }
+        () = stopped(&mut stop) => {
+            served.as_mut().graceful_shutdown();
+            let _ = tokio::time::timeout(ANSWER_MAX, served).await;
+        }
+    }
+}
+
+/// A random request id in AWS's form.
+fn request_id() -> String {
+    let b: u128 = rand::random();
+    format!(
+        "{:08x}-{:04x}-4{:03x}-a{:03x}-{:012x}",
+        (b >> 96) as u32,
+        (b >> 80) as u16,
+        (b >> 64) as u16 & 0xfff,
+        (b >> 48) as u16 & 0xfff,
+        b as u64 & 0xffff_ffff_ffff
+    )
+}
+
+async fn answer(cloud: Arc<Cloud>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let id = request_id();
+    let began = Instant::now();
+    let (parts, body) = request.into_parts();
+    let mut about = About { service: claimed_service(&parts).unwrap_or_default(), action: String::new() };
+    let outcome = match receive(&parts, body).await {
+        Ok(body) => {
+            let task = {
+                let (cloud, id) = (cloud.clone(), id.clone());
+                tokio::spawn(async move {
+                    let mut about = about;
+                    let outcome = handle(&cloud, parts, body, &id, &mut about).await;
+                    (outcome, about)
+                })
+            };
+            match tokio::time::timeout(ANSWER_MAX, task).await {
+                Ok(Ok((outcome, known))) => {
+                    about = known;
+                    outcome
+                }
+                Ok(Err(e)) => {
+                    tracing::error!(request_id = %id, error = %e, "a request's handler ended");
+                    about = About::default();
+                    Err(ApiError::new(Code::InternalError, "An internal error has occurred"))
+                }
+                Err(_) => {
+                    tracing::error!(request_id = %id, "a request took too long");
+                    about = About::default();
+                    Err(ApiError::new(Code::Unavailable, "The request took too long; ask what became of it"))
+                }
+            }
+        }
+        Err(e) => Err(e),
+    };
+    let code = outcome.as_ref().map_or_else(|e| e.code.name(), |_| "ok");
+    cloud.metrics.answered(&about.action, code, began.elapsed());
+    tracing::debug!(request_id = %id, action = about.action, error = code, "answered");
+    let (status, xml) = match outcome {
+        Ok(xml) => (200, xml),
+        Err(e) => (e.code.status(), error_xml(&about.service, &e, &id)),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(xml)));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("text/xml;charset=UTF-8"));
+    headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store"));
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        headers.insert("x-amzn-requestid", id);
+    }
+    response
+}
+
+/// What is known of a request for its answer's form and for metrics.
+#[derive(Debug, Default)]
+struct About {
+    service: String,
+    action: String,
+}
+
+async fn receive(parts: &Parts, body: Incoming) -> ApiResult<Bytes> {
+    let length = parts.headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    let too_large = || ApiError::new(Code::RequestEntityTooLarge, format!("Requests are limited to {BODY_MAX} bytes"));
+    if length.is_some_and(|l| l > BODY_MAX as u64) {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(SENDING_MAX, Limited::new(body, BODY_MAX).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+        Ok(Err(e)) => Err(ApiError::new(Code::MalformedQueryString, format!("The body could not be read: {e}"))),
+        Err(_) => Err(ApiError::new(Code::RequestTimeout, "The body did not arrive in time")),
+    }
+}
+
+async fn handle(cloud: &Cloud, parts: Parts, body: Bytes, id: &str, about: &mut About) -> ApiResult<String> {
+    if parts.method != Method::GET && parts.method != Method::POST {
+        return Err(ApiError::new(Code::UnsupportedProtocol, "Requests are GET or POST"));
+    }
+    let mut pairs = decode_form(parts.uri.query().unwrap_or("").as_bytes())?;
+    let form = match parts.headers.get(http::header::CONTENT_TYPE).map(|v| v.to_str().unwrap_or("")) {
+        None => true,
+        Some(kind) => kind.split(';').next().is_some_and(|k| k.trim().eq_ignore_ascii_case(FORM)),
+    };
+    if parts.method == Method::POST && !body.is_empty() {
+        if !form {
+            return Err(ApiError::new(Code::UnsupportedProtocol, format!("The body must be a form ({FORM})")));
+        }
+        pairs.extend(decode_form(&body)?);
+    }
+    let named = |name: &str| pairs.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone());
+    let action = named("Action").unwrap_or_default();
+    if about.service.is_empty() {
+        about.service =
+            if crate::wire::generated::sts::Action::from_name(&action).is_some() { "sts" } else { "ec2" }.into();
+    }
+    let now = cloud.clock.now();
+    let verified = cloud.verifier.verify(&parts, &body, now).map_err(|e| denied(&about.service, &e))?;
+    if !verified.service.is_empty() {
+        about.service = verified.service.clone();
+    }
+    let version = named("Version").filter(|v| is_version(v));
+    let mut seen = HashMap::new();
+    for (name, value) in &pairs {
+        if !PROTOCOL.contains(&name.as_str()) && seen.insert(name.as_str(), value.as_str()).is_some() {
+            return Err(Invalid::Malformed(format!("{name} is given twice")).into());
+        }
+    }
+    let tree = Tree::new(seen)?;
+    let call = Call { cloud, key: verified.key, request_id: id.to_owned(), version };
+    if action.is_empty() {
+        return Err(ApiError::new(Code::MissingAction, "The request must contain the parameter Action"));
+    }
+    // Only names from the models become metric labels.
+    let outcome = match about.service.as_str() {
+        "ec2" => {
+            about.action =
+                crate::wire::generated::ec2::Action::from_name(&action).map_or(String::new(), |_| action.clone());
+            ec2_action(&call, &action, &tree).await
+        }
+        "sts" => {
+            about.action =
+                crate::wire::generated::sts::Action::from_name(&action).map_or(String::new(), |_| action.clone());
+            sts_action(&call, &action, &tree).await
+        }
+        other => {
+            let other: String = other.chars().take(40).collect();
+            Err(ApiError::new(Code::InvalidAction, format!("The service '{other}' is not served here")))
+        }
+    };
+    if let Err(e) = &outcome {
+        let status = e.code.status();
+        if status >= 500 {
+            tracing::warn!(request_id = id, account = %call.key.account, action, error = %e, "a request failed");
+        }
+    }
+    outcome
+}
+
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// Any API version is accepted; one of the usual form is echoed.
+fn is_version(text: &str) -> bool {
+    text.len() == 10
+        && text.bytes().enumerate().all(|(i, b)| if i == 4 || i == 7 { b == b'-' } else { b.is_ascii_digit() })
+}
+
+fn denied(service: &str, e: &AuthError) -> ApiError {
+    let code = match e.code(service) {
+        "AuthFailure" => Code::AuthFailure,
+        "MissingAuthenticationToken" => Code::MissingAuthenticationToken,
+        "IncompleteSignature" => Code::IncompleteSignature,
+        "InvalidClientTokenId" => Code::InvalidClientTokenId,
+        "RequestExpired" => Code::RequestExpired,
+        _ => Code::SignatureDoesNotMatch,
+    };
+    ApiError::new(code, e.message(service))
+}
+
+/// An error in the protocol of its service.
+fn error_xml(service: &str, e: &ApiError, id: &str) -> String {
+    if service == "ec2" || service.is_empty() {
+        return Xml::document("Response", None, |w| {
+            w.element("Errors", |w| {
+                w.element("Error", |w| {
+                    w.element("Code", |w| w.text(e.code.name()));
+                    w.element("Message", |w| w.text(&e.message));
+                });
+            });
+            w.element("RequestID", |w| w.text(id));
+        });
+    }
+    let whose = if e.code.status() >= 500 { "Receiver" } else { "Sender" };
+    let namespace = format!("https://{service}.amazonaws.com/doc/2011-06-15/");
+    Xml::document("ErrorResponse", Some(&namespace), |w| {
+        w.element("Error", |w| {
+            w.element("Type", |w| w.text(whose));
+            w.element("Code", |w| w.text(e.code.name()));
+            w.element("Message", |w| w.text(&e.message));
+        });
+        w.element("RequestId", |w| w.text(id));
+    })
+}
