@@ -2,20 +2,28 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`cores`] | `Cores`: threads with an executor and a ring each; handles to give them work; `block_on` |
 //! | [`exec`] | the executor's tasks, wakers and timers; its free functions are at the crate's root |
 //! | [`sync`] | what tasks of one core share: semaphore, mutex, notify, bounded queues |
 //! | [`sim`] | the seeded simulation of the executor: virtual time, drawn order |
+//! | [`ring`] | the ring's options, descriptors, poll and eventfd operations, registered memory |
 //! | [`buf`] | memory that an I/O operation owns until its completion |
 //! | [`disk`] | the `Disk` seam and its twins: `uring`, and the seeded `sim`; its conformance suite |
 //!
 //! A store written against [`Disk`](disk::Disk) and the free functions runs unchanged on a core and in the simulation.
 
 pub mod buf;
+pub mod cores;
+#[cfg(test)]
+mod cores_tests;
 pub mod disk;
+pub mod error;
 pub mod exec;
+pub mod ring;
 pub mod sim;
 pub mod sync;
 
+pub use error::EngineError;
 pub use exec::{
     Elapsed, JoinError, JoinHandle, Sleep, detach, foreign, now, on_executor, sleep, sleep_until, spawn, timeout,
     yield_now,

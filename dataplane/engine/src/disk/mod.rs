@@ -16,6 +16,7 @@ pub mod conformance;
 pub mod sim;
 #[cfg(test)]
 mod sim_tests;
+pub mod uring;
 
 use std::future::Future;
 

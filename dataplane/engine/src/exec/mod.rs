@@ -52,8 +52,7 @@ pub(crate) fn with<R>(f: impl FnOnce(&Rc<Exec>) -> R) -> R {
 
 /// Runs `f` with this thread's executor, if there is one.
 pub(crate) fn try_with<R>(f: impl FnOnce(&Rc<Exec>) -> R) -> Option<R> {
-    let exec = CURRENT.try_with(|c| c.borrow().clone()).ok()??;
-    Some(f(&exec))
+    CURRENT.try_with(|c| c.borrow().as_ref().map(f)).ok()?
 }
 
 /// True on a thread that runs an executor (a core or a simulation).
@@ -102,7 +101,7 @@ pub(crate) enum TimeSource {
 
 /// How a foreign waker gets a sleeping executor up.
 pub(crate) enum Alarm {
-    /// The write side of the eventfd that the ring reads.
+    /// The eventfd that the ring reads.
     EventFd(std::os::fd::OwnedFd),
     /// The simulation's idle wait.
     Condvar(Condvar),
@@ -130,8 +129,14 @@ impl Remote {
         self.ring_if_asleep();
     }
 
+    /// Lets the executor's thread look around, though no task woke.
+    pub(crate) fn knock(&self) {
+        self.any.store(true, Ordering::SeqCst);
+        self.ring_if_asleep();
+    }
+
     /// Gets the executor out of its sleep, or keeps it from the one it is about to begin.
-    pub(crate) fn ring_if_asleep(&self) {
+    fn ring_if_asleep(&self) {
         if self.sleeping.swap(false, Ordering::SeqCst)
             && let Alarm::EventFd(fd) = &self.alarm
         {
@@ -387,7 +392,8 @@ impl Exec {
 
     /// Takes in what other threads woke.
     pub(crate) fn drain_remote(&self) {
-        if !self.remote.any.swap(false, Ordering::SeqCst) {
+        // A plain load first: the swap takes the cache line for itself.
+        if !self.remote.any.load(Ordering::Acquire) || !self.remote.any.swap(false, Ordering::SeqCst) {
             return;
         }
         let mut queue = self.remote.queue.lock().unwrap_or_else(PoisonError::into_inner);
@@ -401,6 +407,11 @@ impl Exec {
         let (queue, _) =
             condvar.wait_timeout_while(queue, limit, |q| q.is_empty()).unwrap_or_else(PoisonError::into_inner);
         !queue.is_empty()
+    }
+
+    /// True when another thread woke something.
+    pub(crate) fn has_remote(&self) -> bool {
+        self.remote.any.load(Ordering::Acquire)
     }
 
     /// Declares that the thread is about to sleep. False: something came in, do not.
@@ -431,6 +442,11 @@ impl Exec {
             };
             waker.wake();
         }
+    }
+
+    /// When the next timer is due.
+    pub(crate) fn next_timer(&self) -> Option<Duration> {
+        self.timers.borrow().first()
     }
 
     /// Drops every task. Their drops may use the executor, so it must still be entered.

@@ -22,6 +22,10 @@ impl Timers {
         self.map.is_empty()
     }
 
+    pub(super) fn first(&self) -> Option<Duration> {
+        self.map.first_key_value().map(|(key, _)| key.0)
+    }
+
     /// A due timer's waker, or when the next one is due.
     pub(super) fn pop_due(&mut self, now: Duration) -> Result<Waker, Option<Duration>> {
         match self.map.first_entry() {
