@@ -39,6 +39,8 @@ pub mod watch;
 pub(crate) mod fakes;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod watch_tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
