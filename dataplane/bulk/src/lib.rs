@@ -17,7 +17,6 @@
 
 #![forbid(unsafe_code)]
 
-#[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod local;
 pub mod memory;

@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll, Wake, Waker};
 
 use futures_util::StreamExt;
 use futures_util::future::{LocalBoxFuture, join_all};
@@ -233,37 +233,53 @@ impl Drop for Pending {
 /// Blobs that were given up while writes of theirs were under way. Their space goes back when the last has completed;
 /// whoever uses the store next looks after them.
 #[derive(Clone, Default)]
-pub struct Yard(Rc<RefCell<Vec<Pending>>>);
+pub struct Yard {
+    list: Rc<RefCell<Vec<Pending>>>,
+    /// Every poll of the list is made with this, so that no poll takes another's wake.
+    waiters: Arc<Waiters>,
+}
+
+#[derive(Default)]
+struct Waiters(Mutex<Vec<Waker>>);
+
+impl Wake for Waiters {
+    fn wake(self: Arc<Self>) {
+        let waiters = std::mem::take(&mut *self.0.lock().expect("no panic under this lock"));
+        waiters.into_iter().for_each(Waker::wake);
+    }
+}
 
 impl Yard {
     fn leave(&self, pending: Pending) {
-        self.0.borrow_mut().push(pending);
+        self.list.borrow_mut().push(pending);
         self.sweep();
     }
 
-    /// Frees what is done.
-    pub fn sweep(&self) {
-        if !self.0.borrow().is_empty() {
-            self.poll(&mut Context::from_waker(Waker::noop()));
+    /// Frees what is done. True when nothing is left.
+    pub fn sweep(&self) -> bool {
+        if self.list.borrow().is_empty() {
+            return true;
         }
+        let waker = Waker::from(self.waiters.clone());
+        // Taken out meanwhile: dropping a future may come back here.
+        let mut list = std::mem::take(&mut *self.list.borrow_mut());
+        list.retain_mut(|p| !p.poll_done(&mut Context::from_waker(&waker)));
+        let mut left = self.list.borrow_mut();
+        left.append(&mut list);
+        left.is_empty()
     }
 
     /// Waits for all. False when there was none.
     pub async fn settle(&self) -> bool {
-        if self.0.borrow().is_empty() {
+        if self.list.borrow().is_empty() {
             return false;
         }
-        poll_fn(|cx| if self.poll(cx) { Poll::Ready(()) } else { Poll::Pending }).await;
+        poll_fn(|cx| {
+            self.waiters.0.lock().expect("no panic under this lock").push(cx.waker().clone());
+            if self.sweep() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
         true
-    }
-
-    fn poll(&self, cx: &mut Context<'_>) -> bool {
-        // Taken out meanwhile: dropping a future may come back here.
-        let mut list = std::mem::take(&mut *self.0.borrow_mut());
-        list.retain_mut(|p| !p.poll_done(cx));
-        let mut left = self.0.borrow_mut();
-        left.append(&mut list);
-        left.is_empty()
     }
 }
 

@@ -24,7 +24,6 @@
 
 use std::collections::VecDeque;
 use std::ops::Bound::{Excluded, Unbounded};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
 
 use futures_channel::oneshot;
@@ -32,6 +31,7 @@ use karri_engine::buf::Buf;
 use karri_engine::disk::{Disk, DiskError};
 
 use super::blob::Blob;
+use super::flush::flush;
 use super::format::{GROUP_HEADER, Geometry, GroupHeader, SUPERBLOCK_AT, Superblock, group_len};
 use super::record::{Record, extents_max};
 use super::{LocalStore, Shared};
@@ -41,33 +41,6 @@ use crate::{BlobId, BulkError, ExtentId};
 pub const RECHECK_MAX: u64 = 16 << 20;
 /// Image bytes written for each byte of a group while compacting.
 const PACE: u64 = 5;
-
-/// Which writes are durable: flushes are counted when they begin and when they end.
-#[derive(Debug, Default)]
-pub struct Flushes {
-    begun: AtomicU64,
-    done: AtomicU64,
-}
-
-impl Flushes {
-    /// To be taken when a write has completed.
-    pub fn mark(&self) -> u64 {
-        self.begun.load(Ordering::SeqCst)
-    }
-
-    /// True once a flush that began after the mark has ended.
-    fn covers(&self, mark: u64) -> bool {
-        self.done.load(Ordering::SeqCst) > mark
-    }
-
-    /// Flushes the disk.
-    pub async fn flush<D: Disk>(&self, disk: &D) -> Result<(), DiskError> {
-        let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
-        disk.flush().await?;
-        self.done.fetch_max(number, Ordering::SeqCst);
-        Ok(())
-    }
-}
 
 /// What a record does to memory once it is durable.
 #[derive(Debug)]
@@ -313,8 +286,12 @@ impl Shared {
         }
     }
 
-    /// The log has failed, or is closed: nothing changes any more.
-    fn die(&self, why: &BulkError, group: Option<Group>) {
+    /// The store has failed, or is closed: nothing changes any more.
+    pub(super) fn die(&self, why: &BulkError) {
+        self.die_with(why, None);
+    }
+
+    fn die_with(&self, why: &BulkError, group: Option<Group>) {
         let mut log = self.log();
         let first = log.dead.is_none();
         log.dead.get_or_insert_with(|| why.clone());
@@ -421,7 +398,7 @@ struct Lead(Option<Arc<Shared>>);
 impl Drop for Lead {
     fn drop(&mut self) {
         if let Some(shared) = self.0.take() {
-            shared.die(&DiskError::Closed.into(), None);
+            shared.die(&DiskError::Closed.into());
         }
     }
 }
@@ -453,7 +430,7 @@ impl<D: Disk> LocalStore<D> {
         let result = self.write_groups().await;
         lead.0 = None;
         if let Err((why, group)) = result {
-            self.shared.die(&why, group);
+            self.shared.die_with(&why, group);
         }
     }
 
@@ -501,11 +478,11 @@ impl<D: Disk> LocalStore<D> {
 
     async fn write_group(&self, group: &Group, buf: Buf) -> Result<(), DiskError> {
         if group.before {
-            self.shared.flushes.flush(&self.disk).await?;
+            flush(&self.shared, &self.disk).await?;
         }
         self.disk.write(group.at, buf, !group.after).await.0?;
         if group.after {
-            self.shared.flushes.flush(&self.disk).await?;
+            flush(&self.shared, &self.disk).await?;
         }
         Ok(())
     }
@@ -541,7 +518,7 @@ impl<D: Disk> LocalStore<D> {
                     written += len;
                 }
                 Slice::Finish(superblock) => {
-                    self.shared.flushes.flush(&self.disk).await?;
+                    flush(&self.shared, &self.disk).await?;
                     write_superblock(&self.disk, &superblock).await?;
                     self.shared.image_finished(superblock);
                     return Ok(());
@@ -573,7 +550,7 @@ impl Unknown<'_> {
 impl Drop for Unknown<'_> {
     fn drop(&mut self) {
         if let Some(group) = self.group.take() {
-            self.shared.die(&DiskError::Closed.into(), Some(group));
+            self.shared.die_with(&DiskError::Closed.into(), Some(group));
         }
     }
 }

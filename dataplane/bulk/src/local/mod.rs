@@ -8,6 +8,7 @@
 //! | `pool` | space and record room, shared by the cores, and claims on them |
 //! | `slots` | one atomic word for each extent slot |
 //! | `log` | group commit and compaction |
+//! | `flush` | one flush at a time, shared |
 //! | `blob` | the writer and verified reads |
 //! | `recover` | making and opening a store |
 //!
@@ -19,6 +20,7 @@
 //! crash, which looks like a torn write. It needs an executor of `karri-engine` (a core or the simulation).
 
 mod blob;
+mod flush;
 pub mod format;
 mod log;
 mod pool;
@@ -40,8 +42,9 @@ pub use recover::{fuzz_group, fuzz_superblock};
 
 use crate::{BlobId, BulkError, BulkStore, EXTENT_BYTES, ExtentId, Usage, check_extent_range};
 use blob::{Blob, Yard};
+use flush::Flushes;
 use format::{Geometry, SLOT_UNITS, Superblock};
-use log::{Effect, Flushes, LogState, Op};
+use log::{Effect, LogState, Op};
 use pool::Pool;
 use record::{DELETE_BYTES, Record, Run, extents_max};
 use recover::Found;
@@ -403,7 +406,7 @@ impl<D: Disk> BulkStore for LocalStore<D> {
 
     async fn flush(&self) -> Result<(), BulkError> {
         self.yard.sweep();
-        Ok(self.shared.flushes.flush(&self.disk).await?)
+        Ok(flush::flush(&self.shared, &self.disk).await?)
     }
 
     fn usage(&self) -> Usage {
