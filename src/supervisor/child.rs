@@ -89,6 +89,8 @@ impl Keeper {
                     continue;
                 }
             };
+            // Waiting for a child closes its standard input, which here says that the supervisor is gone: hold it.
+            let _lifeline = child.stdin.take();
             let mut stopped = self.stopped.clone();
             let ended = tokio::select! {
                 _ = async { drop(stopped.wait_for(|stop| *stop).await) } => None,
