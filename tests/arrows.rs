@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// Each crate of ours and the crates of ours that it may name, tests included.
-const MAY: [(&str, &[&str]); 9] = [
+const MAY: [(&str, &[&str]); 10] = [
     ("karri-base", &[]),
     ("karri-engine", &["karri-base"]),
     ("karri-meta", &["karri-base"]),
     ("karri-bulk", &["karri-base", "karri-engine"]),
     ("karri-net", &["karri-base"]),
+    ("karri-bench", &["karri-base"]),
     ("karri-objectstore", &["karri-base", "karri-engine", "karri-meta", "karri-bulk"]),
     ("karri-blockstore", &["karri-base", "karri-engine", "karri-meta", "karri-bulk"]),
     ("karri-control", &["karri-base", "karri-meta", "karri-net"]),
