@@ -7,6 +7,10 @@
 //! | [`sync`] | what tasks of one core share: semaphore, mutex, notify, bounded queues |
 //! | [`sim`] | the seeded simulation of the executor: virtual time, drawn order |
 //! | [`ring`] | the ring's options, descriptors, poll and eventfd operations, registered memory |
+//! | [`net`] | listeners with SO_REUSEPORT and streams |
+//! | [`http`] | HTTP/1.1: hyper on streams, with limits and draining |
+//! | [`offload`] | the bounded pool for work that blocks |
+//! | [`limit`], [`drain`] | token buckets; graceful ends |
 //! | [`buf`] | memory that an I/O operation owns until its completion |
 //! | [`disk`] | the `Disk` seam and its twins: `uring`, and the seeded `sim`; its conformance suite |
 //!
@@ -17,14 +21,23 @@ pub mod cores;
 #[cfg(test)]
 mod cores_tests;
 pub mod disk;
+pub mod drain;
 pub mod error;
 pub mod exec;
+pub mod http;
+pub mod limit;
+pub mod net;
+pub mod offload;
 pub mod ring;
 pub mod sim;
 pub mod sync;
+
+#[cfg(test)]
+mod http_tests;
 
 pub use error::EngineError;
 pub use exec::{
     Elapsed, JoinError, JoinHandle, Sleep, detach, foreign, now, on_executor, sleep, sleep_until, spawn, timeout,
     yield_now,
 };
+pub use offload::offload;

@@ -10,6 +10,8 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
+use slab::Slab;
+
 struct Waiter {
     need: u64,
     granted: Cell<bool>,
@@ -273,7 +275,7 @@ impl Wakers {
 #[derive(Default)]
 pub struct Notify {
     count: Cell<u64>,
-    waiting: Wakers,
+    waiting: RefCell<Slab<Waker>>,
 }
 
 impl std::fmt::Debug for Notify {
@@ -291,19 +293,13 @@ impl Notify {
     /// Ends every wait that began before.
     pub fn notify_all(&self) {
         self.count.set(self.count.get() + 1);
-        self.waiting.wake_all();
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        waiting.into_iter().for_each(|(_, waker)| waker.wake());
     }
 
     /// Waits for a [`notify_all`](Self::notify_all) after this call (not after the first poll).
-    pub fn notified(&self) -> impl Future<Output = ()> + '_ {
-        let seen = self.count.get();
-        poll_fn(move |cx| {
-            if self.count.get() != seen {
-                return Poll::Ready(());
-            }
-            self.waiting.add(cx.waker());
-            Poll::Pending
-        })
+    pub fn notified(&self) -> Notified<'_> {
+        Notified { notify: self, seen: self.count.get(), key: None }
     }
 
     /// Waits until `ready` holds, looking again at every notification.
@@ -315,6 +311,42 @@ impl Notify {
             }
             changed.await;
         }
+    }
+}
+
+/// See [`Notify::notified`].
+#[derive(Debug)]
+pub struct Notified<'a> {
+    notify: &'a Notify,
+    seen: u64,
+    /// Its place among the waiting, good until the next notification.
+    key: Option<usize>,
+}
+
+impl Future for Notified<'_> {
+    type Output = ();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.notify.count.get() != self.seen {
+            return Poll::Ready(());
+        }
+        let mut waiting = self.notify.waiting.borrow_mut();
+        match self.key {
+            Some(key) => waiting[key].clone_from(cx.waker()),
+            None => {
+                let key = waiting.insert(cx.waker().clone());
+                drop(waiting);
+                self.key = Some(key);
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Notified<'_> {
+    fn drop(&mut self) {
+        let Some(key) = self.key.filter(|_| self.notify.count.get() == self.seen) else { return };
+        let waker = self.notify.waiting.borrow_mut().remove(key);
+        drop(waker);
     }
 }
 

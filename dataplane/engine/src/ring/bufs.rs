@@ -90,6 +90,11 @@ impl Bufs {
         }
     }
 
+    /// Bytes in each.
+    pub(crate) fn size(&self) -> u32 {
+        self.size
+    }
+
     /// Wakes when a buffer comes back. True: some are free now, no need to wait.
     pub(crate) fn wait_free(&self, waker: &Waker) -> bool {
         // Some slack: the kernel may have taken buffers whose completions are not reaped yet.

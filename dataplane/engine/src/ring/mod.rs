@@ -19,7 +19,6 @@
 //! the kernel has it (6.15), a CQ of four times the SQ, the ring's own fd registered, io-wq workers capped. No SQPOLL, no
 //! IOPOLL.
 
-#[allow(dead_code, reason = "sockets use it")]
 pub(crate) mod bufs;
 mod fd;
 mod probe;
@@ -51,6 +50,10 @@ const IGNORE: u64 = u64::MAX;
 /// The armed read of the wake-up eventfd.
 const ALARM: u64 = u64::MAX - 1;
 
+/// Completions that a multishot operation may have waiting for its reader; then it is cancelled, to be begun again when
+/// they are consumed. The kernel may post some more before the cancel counts.
+pub const MULTI_MAX: usize = 8;
+
 /// A ring's size and habits.
 #[derive(Debug, Clone)]
 pub struct RingOptions {
@@ -69,7 +72,7 @@ pub struct RingOptions {
 
 impl Default for RingOptions {
     fn default() -> Self {
-        Self { entries: 256, workers: [8, 8], files: 64, regions: 256, recv_buffers: (256, 16 << 10) }
+        Self { entries: 256, workers: [8, 8], files: 64, regions: 256, recv_buffers: (512, 16 << 10) }
     }
 }
 
@@ -243,8 +246,14 @@ impl Ring {
         Ok(ring)
     }
 
+    #[cfg(test)]
     pub(crate) fn features(&self) -> Features {
         self.features
+    }
+
+    /// True when the core is ending.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.get()
     }
 
     pub(crate) fn bufs(&self) -> &Bufs {
@@ -444,7 +453,16 @@ impl Ring {
             State::Multi { queue, waker, over } => {
                 queue.push_back(cqe);
                 *over = !more;
-                waker.take()
+                let too_many = more && queue.len() == MULTI_MAX && matches!(slot.keep, Keep::Nothing);
+                let waker = waker.take();
+                drop(slots);
+                if too_many {
+                    self.cancel(key);
+                }
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+                return;
             }
             State::Orphan => {
                 if matches!(slot.keep, Keep::ResultFd) {
@@ -666,6 +684,13 @@ pub(crate) struct MultiOp {
 }
 
 impl MultiOp {
+    /// Asks for its end; what is under way still comes, then a last completion.
+    pub(crate) fn cancel(&self) {
+        if let Some(key) = self.key {
+            self.ring.cancel(key);
+        }
+    }
+
     /// The next completion; None after the last.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Cqe>> {
         let Some(key) = self.key else { return Poll::Ready(None) };

@@ -1,0 +1,380 @@
+//! HTTP/1.1 on a core: hyper over [`net::Stream`](crate::net::Stream), without copies of bodies on the way out.
+//!
+//! hyper's own slices go to the kernel in one sendmsg: the head and what there is of the body leave together. Services
+//! and bodies need not be `Send`: a connection lives on its core.
+//!
+//! ```no_run
+//! # use karri_engine::{drain::Drain, http, net::Listener};
+//! # use http_body_util::Full;
+//! # async fn example() -> Result<(), karri_engine::EngineError> {
+//! let listener = Listener::bind("127.0.0.1:9000".parse().unwrap())?;
+//! let drain = Drain::new();
+//! let make = |_peer: http::Peer| hyper::service::service_fn(|_request| async {
+//!     Ok::<_, std::convert::Infallible>(hyper::Response::new(Full::new(bytes::Bytes::from("hello"))))
+//! });
+//! http::serve(listener, make, http::Limits::default(), drain).await;
+//! # Ok(()) }
+//! ```
+//!
+//! Bounds of one `serve`: `connections` at once (more wait in the kernel's backlog of 1,024, then their SYNs); a request's
+//! head must be complete `header_read` after its first byte; a connection on which no byte moves for `idle` is closed,
+//! unless a service is at work on it. A service that waits for a slow client's body bounds that itself
+//! ([`crate::timeout`] around a frame). Each connection's time-outs are one timer, whatever the number of requests.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::body::{Body, Incoming};
+use hyper::rt::ReadBufCursor;
+use hyper::server::conn::http1;
+use hyper::service::Service;
+use hyper::{Request, Response};
+
+use crate::drain::Drain;
+use crate::net::{Listener, Stream};
+use crate::sync::Semaphore;
+use crate::{detach, now, sleep, timeout};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a server allows.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections at once, on this core.
+    pub connections: u64,
+    /// From a request's first byte to the end of its head.
+    pub header_read: Duration,
+    /// Without a byte either way while no service is at work.
+    pub idle: Duration,
+    /// For what is open when draining begins; then it is cut off.
+    pub drain: Duration,
+    /// A request head's bytes, and what hyper reads ahead of a body.
+    pub buffer: usize,
+    /// Header lines in a request.
+    pub headers: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            header_read: Duration::from_secs(30),
+            idle: Duration::from_secs(75),
+            drain: Duration::from_secs(30),
+            buffer: 256 << 10,
+            headers: 128,
+        }
+    }
+}
+
+/// Who is at the other end.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    /// Its address; unknown when it was gone before we looked, or on a Unix socket.
+    pub address: Option<SocketAddr>,
+}
+
+/// What a server did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Served {
+    /// Connections accepted.
+    pub connections: u64,
+    /// Connections still open at the drain's limit, cut off.
+    pub cut_off: u64,
+}
+
+/// Serves HTTP/1.1 on `listener` until `drain` begins: then it stops accepting, lets requests in progress end (their
+/// responses say `connection: close`), closes idle connections, and returns when none is left or the limit is over.
+///
+/// `make` gives each connection its service.
+pub async fn serve<S, B>(mut listener: Listener, make: impl Fn(Peer) -> S, limits: Limits, drain: Drain) -> Served
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: 'static,
+    B: Body + 'static,
+    B::Error: Into<BoxError>,
+{
+    let room = Semaphore::new(limits.connections);
+    let mut served = Served::default();
+    let tasks = Rc::new(std::cell::RefCell::new(slab::Slab::new()));
+    while let Some(permit) = drain.or(room.acquire(1)).await {
+        let stream = match drain.or(listener.accept()).await {
+            None => break,
+            Some(Ok(stream)) => stream,
+            Some(Err(e)) if e.raw_os_error() == Some(libc::ECANCELED) => break,
+            Some(Err(error)) => {
+                // Out of descriptors or memory: others must end first.
+                tracing::warn!(%error, "cannot accept a connection; trying again");
+                drop(permit);
+                drain.or(sleep(Duration::from_millis(50))).await;
+                continue;
+            }
+        };
+        served.connections += 1;
+        let service = make(Peer { address: stream.peer_addr().ok() });
+        let (limits, drain, guard) = (limits.clone(), drain.clone(), drain.guard());
+        let key = tasks.borrow_mut().insert(None);
+        let gone = Gone { tasks: tasks.clone(), key };
+        let task = crate::spawn(async move {
+            let _held = (permit, guard, gone);
+            connection(stream, service, &limits, drain).await;
+        });
+        if let Some(entry) = tasks.borrow_mut().get_mut(key) {
+            *entry = Some(task);
+        }
+    }
+    drop(listener);
+    if timeout(limits.drain, room.acquire(limits.connections)).await.is_err() {
+        let left: Vec<_> = tasks.borrow_mut().iter_mut().filter_map(|(_, task)| task.take()).collect();
+        served.cut_off = left.len() as u64;
+        for task in left {
+            task.abort();
+        }
+    }
+    served
+}
+
+type Tasks = Rc<std::cell::RefCell<slab::Slab<Option<crate::JoinHandle<()>>>>>;
+
+/// Takes a connection's task off the list when it ends.
+struct Gone {
+    tasks: Tasks,
+    key: usize,
+}
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        let task = self.tasks.borrow_mut().try_remove(self.key);
+        drop(task);
+    }
+}
+
+/// Serves one connection, whoever accepted it, to its end.
+pub async fn connection<S, B>(stream: Stream, service: S, limits: &Limits, drain: Drain)
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + 'static,
+    S::Error: Into<BoxError>,
+    B: Body + 'static,
+    B::Error: Into<BoxError>,
+{
+    let watch = Rc::new(Watch { busy: Cell::new(0), head_since: Cell::new(None), last: Cell::new(now()) });
+    let service = Watched { service, watch: watch.clone() };
+    let mut builder = http1::Builder::new();
+    builder.header_read_timeout(None).max_buf_size(limits.buffer.max(8192)).max_headers(limits.headers).writev(true);
+    let mut connection = pin!(builder.serve_connection(Io { stream, watch: watch.clone() }, service));
+    let mut timer = pin!(sleep(limits.header_read.min(limits.idle)));
+    let mut drained = pin!(drain.began());
+    let mut draining = false;
+    let result = std::future::poll_fn(|cx| {
+        if !draining && drained.as_mut().poll(cx).is_ready() {
+            draining = true;
+            connection.as_mut().graceful_shutdown();
+        }
+        if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+            return Poll::Ready(result.map_err(|e| e.to_string()));
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            match watch.deadline(limits) {
+                Some(at) if at <= now() => return Poll::Ready(Err("time-out".to_owned())),
+                Some(at) => timer.reset(at),
+                None => timer.reset(now() + limits.idle),
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+    if let Err(error) = result {
+        // Clients go away and send rubbish as they please.
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+/// What the time-outs go by.
+struct Watch {
+    /// Services at work.
+    busy: Cell<u32>,
+    /// First byte received since the last answer.
+    head_since: Cell<Option<Duration>>,
+    /// The last byte either way.
+    last: Cell<Duration>,
+}
+
+impl Watch {
+    fn received(&self) {
+        let now = now();
+        self.last.set(now);
+        if self.busy.get() == 0 && self.head_since.get().is_none() {
+            self.head_since.set(Some(now));
+        }
+    }
+
+    fn sent(&self) {
+        self.last.set(now());
+        self.head_since.set(None);
+    }
+
+    fn deadline(&self, limits: &Limits) -> Option<Duration> {
+        if self.busy.get() > 0 {
+            return None;
+        }
+        let idle = self.last.get() + limits.idle;
+        Some(self.head_since.get().map_or(idle, |since| idle.min(since + limits.header_read)))
+    }
+}
+
+/// A service that tells when it is at work.
+struct Watched<S> {
+    service: S,
+    watch: Rc<Watch>,
+}
+
+impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Watched<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = AtWork<S::Future>;
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        self.watch.busy.set(self.watch.busy.get() + 1);
+        self.watch.head_since.set(None);
+        AtWork { future: self.service.call(request), watch: self.watch.clone() }
+    }
+}
+
+struct AtWork<F> {
+    future: F,
+    watch: Rc<Watch>,
+}
+
+impl<F: Future> Future for AtWork<F> {
+    type Output = F::Output;
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        // SAFETY: the field is pinned with `self` and never moved out.
+        unsafe { self.map_unchecked_mut(|s| &mut s.future) }.poll(cx)
+    }
+}
+
+impl<F> Drop for AtWork<F> {
+    fn drop(&mut self) {
+        self.watch.busy.set(self.watch.busy.get() - 1);
+        self.watch.last.set(now());
+    }
+}
+
+/// hyper's view of a watched stream.
+struct Io {
+    stream: Stream,
+    watch: Rc<Watch>,
+}
+
+impl hyper::rt::Read for Io {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let n = ready!(read_into(&mut self.stream, cx, buf))?;
+        if n > 0 {
+            self.watch.received();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl hyper::rt::Write for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let n = ready!(self.stream.poll_write_vectored(cx, slices))?;
+        self.watch.sent();
+        Poll::Ready(Ok(n))
+    }
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.stream.shutdown())
+    }
+}
+
+fn read_into(stream: &mut Stream, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<usize>> {
+    // SAFETY: the slice is only written to, and only with initialised bytes.
+    let n = ready!(stream.poll_read(cx, unsafe { buf.as_mut() }))?;
+    // SAFETY: poll_read has initialised the first `n` bytes.
+    unsafe { buf.advance(n) };
+    Poll::Ready(Ok(n))
+}
+
+/// A stream as hyper's client (or another of its parts) takes it, without time-outs.
+impl hyper::rt::Read for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        read_into(&mut self, cx, buf).map_ok(drop)
+    }
+}
+
+impl hyper::rt::Write for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Stream::poll_write_vectored(&mut self, cx, &[IoSlice::new(bytes)])
+    }
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Stream::poll_write_vectored(&mut self, cx, slices)
+    }
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.shutdown())
+    }
+}
+
+/// hyper's executor: tasks of this core.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Executor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for Executor {
+    fn execute(&self, future: F) {
+        detach(async move {
+            future.await;
+        });
+    }
+}
+
+/// hyper's timer: this core's. Its sleeps must stay on the core, as hyper's tasks do here.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timer;
+
+struct TimerSleep(send_wrapper::SendWrapper<crate::Sleep>);
+
+impl Future for TimerSleep {
+    type Output = ();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        Pin::new(&mut *self.0).poll(cx)
+    }
+}
+
+impl hyper::rt::Sleep for TimerSleep {}
+
+impl hyper::rt::Timer for Timer {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        Box::pin(TimerSleep(send_wrapper::SendWrapper::new(sleep(duration))))
+    }
+    fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        self.sleep(deadline.saturating_duration_since(std::time::Instant::now()))
+    }
+}
