@@ -10,7 +10,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
@@ -144,6 +144,26 @@ impl Region {
         let mapping = Mapping { ptr: ptr.cast(), len: len as usize };
         Ok(Self { guest, user: guest, len, host: mapping.ptr, _mapping: mapping })
     }
+}
+
+/// A file in memory of `len` bytes that can be handed to another process and not be shrunk under us.
+///
+/// # Errors
+/// What the system says.
+pub fn memfd(name: &std::ffi::CStr, len: u64) -> std::io::Result<File> {
+    // SAFETY: a valid C string and flags; the answer is a fresh descriptor or -1.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: just made, ours alone.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(len)?;
+    // SAFETY: plain fcntl on our descriptor.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW) } < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(file)
 }
 
 /// All memory of a guest that the front end shares with us.

@@ -147,6 +147,16 @@ impl Ring {
         Ok(Self { size, desc, avail, used, event_idx, indirect, next_avail, next_used, signalled: next_used })
     }
 
+    /// The same ring, at the same guest addresses, in another table of memory.
+    ///
+    /// # Errors
+    /// `Table` when it is not in there.
+    pub fn remapped(&self, memory: &Arc<GuestMemory>, at: Addresses) -> Result<Self, RingError> {
+        let size = u32::from(self.size);
+        let ring = Self::new(memory, size, at, self.next_avail, self.event_idx, self.indirect)?;
+        Ok(Self { next_used: self.next_used, signalled: self.signalled, ..ring })
+    }
+
     /// Descriptors.
     pub fn size(&self) -> u16 {
         self.size

@@ -15,6 +15,8 @@
 //! - Requests may overlap. Where they do, sectors come from either; sectors that only one of them names are its own.
 
 pub mod conformance;
+#[cfg(test)]
+mod crash_tests;
 mod extent;
 #[cfg(test)]
 mod extent_tests;

@@ -1,0 +1,106 @@
+//! `karri.v1.Storage` over gRPC: messages in and out of [`Host`].
+
+use std::sync::Arc;
+
+use karri_base::id::{AccountId, VolumeId};
+use karri_base::proto::storage_server::{Storage, StorageServer};
+use karri_base::proto::{
+    CreateVolumeRequest, DescribeVolumesRequest, Export, ExportVolumeRequest, S3Object, UnexportVolumeRequest, Volume,
+    VolumeDeleted, VolumeRequest, Volumes,
+};
+use tonic::{Request, Response, Status};
+
+use super::host::{Exported, Host};
+use crate::error::Error;
+use crate::store::NewVolume;
+use crate::store::record::{Source, Volume as VolumeRecord};
+
+pub(super) struct Service {
+    host: Arc<Host>,
+}
+
+impl Service {
+    pub(super) fn server(host: Arc<Host>) -> StorageServer<Self> {
+        StorageServer::new(Self { host })
+    }
+
+    async fn message(&self, name: &str, volume: &VolumeRecord) -> Result<Volume, Error> {
+        Ok(Volume {
+            volume_id: name.to_owned(),
+            size_bytes: volume.size,
+            allocated_bytes: self.host.allocated(name, volume).await?,
+            export: self.host.exported(name).map(export_message),
+            account_id: volume.account.clone(),
+        })
+    }
+}
+
+fn export_message(export: Exported) -> Export {
+    Export { vhost_user_socket: export.socket.to_string_lossy().into_owned(), generation: export.generation }
+}
+
+fn volume_id(text: &str) -> Result<String, Status> {
+    text.parse::<VolumeId>().map(String::from).map_err(|e| Status::invalid_argument(e.to_string()))
+}
+
+/// What the client sees; what is our own trouble is logged here too.
+fn refuse(command: &'static str, volume: &str) -> impl FnOnce(Error) -> Status {
+    let volume = volume.to_owned();
+    move |e| {
+        let status = e.status();
+        if matches!(status.code(), tonic::Code::Internal | tonic::Code::DataLoss) {
+            tracing::error!(command, volume, error = e.chain(), "a command failed");
+        }
+        status
+    }
+}
+
+#[tonic::async_trait]
+impl Storage for Service {
+    async fn create_volume(&self, request: Request<CreateVolumeRequest>) -> Result<Response<Volume>, Status> {
+        let r = request.into_inner();
+        let name = volume_id(&r.volume_id)?;
+        let account: AccountId = r.account_id.parse().map_err(|e| Status::invalid_argument(format!("{e}")))?;
+        let source = r.from_s3.filter(|o| *o != S3Object::default()).map(|o| Source {
+            bucket: o.bucket,
+            key: o.key,
+            etag: o.etag.trim_matches('"').to_owned(),
+        });
+        let new = NewVolume { name: name.clone(), size: r.size_bytes, account: account.into(), source };
+        let volume = self.host.create(new).await.map_err(refuse("CreateVolume", &name))?;
+        self.message(&name, &volume).await.map(Response::new).map_err(refuse("CreateVolume", &name))
+    }
+
+    async fn delete_volume(&self, request: Request<VolumeRequest>) -> Result<Response<VolumeDeleted>, Status> {
+        let name = volume_id(&request.into_inner().volume_id)?;
+        self.host.delete(&name).await.map_err(refuse("DeleteVolume", &name))?;
+        Ok(Response::new(VolumeDeleted {}))
+    }
+
+    async fn describe_volumes(&self, request: Request<DescribeVolumesRequest>) -> Result<Response<Volumes>, Status> {
+        let names = request.into_inner().volume_ids;
+        let found = self.host.describe(&names).await.map_err(refuse("DescribeVolumes", ""))?;
+        let mut volumes = Vec::with_capacity(found.len());
+        for (name, volume) in &found {
+            volumes.push(self.message(name, volume).await.map_err(refuse("DescribeVolumes", name))?);
+        }
+        Ok(Response::new(Volumes { volumes }))
+    }
+
+    async fn export_volume(&self, request: Request<ExportVolumeRequest>) -> Result<Response<Export>, Status> {
+        let r = request.into_inner();
+        let name = volume_id(&r.volume_id)?;
+        let exported = self.host.export(&name, r.generation, r.read_only).await;
+        Ok(Response::new(export_message(exported.map_err(refuse("ExportVolume", &name))?)))
+    }
+
+    async fn unexport_volume(
+        &self,
+        request: Request<UnexportVolumeRequest>,
+    ) -> Result<Response<VolumeDeleted>, Status> {
+        let r = request.into_inner();
+        let name = volume_id(&r.volume_id)?;
+        self.host.unexport(&name, r.generation).await.map_err(refuse("UnexportVolume", &name))?;
+        Ok(Response::new(VolumeDeleted {}))
+    }
+}
