@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 pub mod conformance;
+pub mod fuzz;
 pub mod local;
 pub mod memory;
 

@@ -145,7 +145,7 @@ impl Run {
             }
         }
         match self.store.delete(ids.clone()).await {
-            Ok(()) => ids.iter().for_each(|id| drop(self.model.borrow_mut().blobs.remove(id))),
+            Ok(()) => self.model.borrow_mut().blobs.retain(|id, _| !ids.contains(id)),
             Err(e) => self.allowed(&e),
         }
     }

@@ -217,6 +217,9 @@ impl Superblock {
             return None;
         }
         let (epoch, incarnation_ceiling) = (r.u32()?, r.u32()?);
+        if r.take(SUPERBLOCK_BYTES - 128)?.iter().any(|b| *b != 0) {
+            return None;
+        }
         let log_area = area as u8;
         let clean = clean == 1;
         Some(Self { uuid, generation, geometry, log_id, log_durable, log_area, clean, epoch, incarnation_ceiling })

@@ -11,6 +11,7 @@
 //! | `flush` | one flush at a time, shared |
 //! | `blob` | the writer and verified reads |
 //! | `recover` | making and opening a store |
+//! | `file` | opening a file or block device |
 //!
 //! One store, several cores: [`LocalStore`] is one core's handle, with that core's disk; [`Sharer`] takes it to another.
 //! What is shared stands behind short locks that are never held over an await; reads and writes of extents take none.
@@ -20,6 +21,7 @@
 //! crash, which looks like a torn write. It needs an executor of `karri-engine` (a core or the simulation).
 
 mod blob;
+mod file;
 mod flush;
 pub mod format;
 mod log;
@@ -38,7 +40,7 @@ use karri_engine::buf::Buf;
 use karri_engine::disk::{Disk, DiskError};
 
 pub use blob::LocalWriter;
-pub use recover::{fuzz_group, fuzz_superblock};
+pub use file::{open_again, open_file};
 
 use crate::{BlobId, BulkError, BulkStore, EXTENT_BYTES, ExtentId, Usage, check_extent_range};
 use blob::{Blob, Yard};

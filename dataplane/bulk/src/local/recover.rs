@@ -5,9 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use karri_engine::buf::Buf;
 use karri_engine::disk::Disk;
 
-use super::format::{
-    GROUP_HEADER, Geometry, GroupHeader, SUPERBLOCK_AT, SUPERBLOCK_BYTES, Superblock, SuperblockError, UNIT, VERSION,
-};
+use super::format::{Geometry, GroupHeader, SUPERBLOCK_AT, Superblock, SuperblockError, UNIT, VERSION};
 use super::log::write_superblock;
 use super::record::{Record, Seal};
 use crate::{BlobId, BulkError, ExtentId};
@@ -209,26 +207,4 @@ fn header(block: &[u8], superblock: &Superblock, geometry: &Geometry) -> Option<
     let header = GroupHeader::decode(block)?;
     let ours = header.uuid == superblock.uuid && header.log_id == superblock.log_id;
     (ours && header.group_len() <= geometry.group_max() as u64).then_some(header)
-}
-
-/// Parses hostile bytes as a superblock: for fuzzing.
-pub fn fuzz_superblock(bytes: &[u8]) {
-    if let Ok(superblock) = Superblock::decode(bytes) {
-        assert_eq!(superblock.encode()[..SUPERBLOCK_BYTES], bytes[..SUPERBLOCK_BYTES]);
-    }
-}
-
-/// Parses hostile bytes as a log group, and as the records in it: for fuzzing.
-pub fn fuzz_group(bytes: &[u8]) {
-    if let Some(header) = GroupHeader::decode(bytes)
-        && let Some(payload) = header.payload(bytes)
-    {
-        let _ = Record::decode_all(payload);
-    }
-    let payload = bytes.get(GROUP_HEADER..).unwrap_or(bytes);
-    if let Ok(records) = Record::decode_all(payload) {
-        let mut again = Vec::new();
-        records.iter().for_each(|r| r.encode(&mut again));
-        assert_eq!(Record::decode_all(&again), Ok(records));
-    }
 }

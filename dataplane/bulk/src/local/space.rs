@@ -131,15 +131,11 @@ impl Space {
         if end.is_none_or(|end| end > self.total()) || run.units == 0 {
             return false;
         }
-        if (run.start..run.start + u64::from(run.units)).any(|u| self.is_taken(u)) {
+        if masks(run).any(|(word, mask)| self.taken[word] & mask != 0) {
             return false;
         }
         self.set(run, true);
         true
-    }
-
-    fn is_taken(&self, unit: u64) -> bool {
-        self.taken[(unit / 64) as usize] >> (unit % 64) & 1 == 1
     }
 
     fn take(&mut self, run: Run, runs: &mut Vec<Run>) {
@@ -215,28 +211,22 @@ impl Space {
 
     fn set(&mut self, run: Run, to: bool) {
         let end = run.start + u64::from(run.units);
-        let slots = (run.start / u64::from(SLOT_UNITS)) as u32..end.div_ceil(u64::from(SLOT_UNITS)) as u32;
-        let mut unit = run.start;
-        for slot in slots {
-            let slot_end = (u64::from(slot) + 1) * u64::from(SLOT_UNITS);
-            self.forget(slot);
-            while unit < end.min(slot_end) {
-                let bits = (end.min(slot_end) - unit).min(64 - unit % 64);
-                let mask = if bits == 64 { u64::MAX } else { ((1 << bits) - 1) << (unit % 64) };
-                let word = &mut self.taken[(unit / 64) as usize];
-                if to {
-                    assert_eq!(*word & mask, 0, "units from {unit} are taken twice");
-                    *word |= mask;
-                    self.used += bits;
-                } else {
-                    assert_eq!(*word & mask, mask, "units from {unit} are freed twice");
-                    *word &= !mask;
-                    self.used -= bits;
-                }
-                unit += bits;
+        let per_slot = u64::from(SLOT_UNITS);
+        let slots = (run.start / per_slot) as u32..end.div_ceil(per_slot) as u32;
+        slots.clone().for_each(|slot| self.forget(slot));
+        for (word, mask) in masks(run) {
+            let bits = &mut self.taken[word];
+            if to {
+                assert_eq!(*bits & mask, 0, "units of {run:?} are taken twice");
+                *bits |= mask;
+                self.used += u64::from(mask.count_ones());
+            } else {
+                assert_eq!(*bits & mask, mask, "units of {run:?} are freed twice");
+                *bits &= !mask;
+                self.used -= u64::from(mask.count_ones());
             }
-            self.learn(slot);
         }
+        slots.for_each(|slot| self.learn(slot));
     }
 
     /// Takes the slot out of the lists before its bits change.
@@ -259,6 +249,16 @@ impl Space {
             self.partial.insert((longest, slot));
         }
     }
+}
+
+/// The words of a run's bits, and which bits of each.
+fn masks(run: Run) -> impl Iterator<Item = (usize, u64)> {
+    let end = run.start + u64::from(run.units);
+    (run.start / 64..end.div_ceil(64)).map(move |word| {
+        let (from, to) = (run.start.max(word * 64), end.min(word * 64 + 64));
+        let ones = u64::MAX >> (64 - (to - from));
+        (word as usize, ones << (from % 64))
+    })
 }
 
 /// Runs whose length fits `u32`.
