@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`node`] | one host: the `Hypervisor` seam, QEMU and the node role |
 //! | [`wire`] | AWS's Query/XML protocols: parsing, answers, types generated from the service models |
 //!
 //! Control runs on tokio, keeps its records in a `MetaStore` and meets storage, cluster and node over gRPC only. It
@@ -11,4 +12,5 @@
 #![forbid(unsafe_code)]
 
 pub mod cloud;
+pub mod node;
 pub mod wire;
