@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`cluster`] | one zone: placement on nodes, commands passed on |
 //! | [`node`] | one host: the `Hypervisor` seam, QEMU and the node role |
 //! | [`wire`] | AWS's Query/XML protocols: parsing, answers, types generated from the service models |
 //!
@@ -12,5 +13,6 @@
 #![forbid(unsafe_code)]
 
 pub mod cloud;
+pub mod cluster;
 pub mod node;
 pub mod wire;

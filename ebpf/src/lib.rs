@@ -1,8 +1,3 @@
-<<<<<<< HEAD
-//! The eBPF overlay network: not built yet. Guests have QEMU's user-mode network until then (`--network user`).
-
-#![forbid(unsafe_code)]
-=======
 //! karri-net: how a guest's network interfaces reach the rest of the zone.
 //!
 //! | module | holds |
@@ -179,4 +174,3 @@ mod tests {
         assert_eq!(open(Network::User).map(|d| d.name()).unwrap(), "user");
     }
 }
->>>>>>> 87203a6 (control: Add the Hypervisor seam with QEMU and its twin in memory)

@@ -119,7 +119,7 @@ impl Fake {
 #[async_trait]
 impl Hypervisor for Fake {
     fn describe(&self) -> Description {
-        Description { name: "fake", accelerator: "none" }
+        Description { name: "fake", accelerator: "none", real: false }
     }
 
     async fn adopt(&self) -> Result<Vec<InstanceId>, HypervisorError> {

@@ -130,6 +130,8 @@ pub struct Description {
     pub name: &'static str,
     /// `kvm`, `tcg` or `none`.
     pub accelerator: &'static str,
+    /// True where machines need the kernels and sockets that their specs name.
+    pub real: bool,
 }
 
 /// Why a call failed.

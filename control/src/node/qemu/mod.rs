@@ -260,7 +260,7 @@ impl Hypervisor for Qemu {
             Accelerator::Kvm => "kvm",
             Accelerator::Tcg => "tcg",
         };
-        Description { name: "qemu", accelerator }
+        Description { name: "qemu", accelerator, real: true }
     }
 
     async fn adopt(&self) -> Result<Vec<InstanceId>, HypervisorError> {
