@@ -206,6 +206,8 @@ async fn start_role(
 ) -> Result<Arc<dyn Running>> {
     match role {
         Role::Cloud => Ok(karri_control::cloud::start(config, peers, meta, registry).await?),
+        Role::Cluster => Ok(karri_control::cluster::start(config, peers, meta, registry).await?),
+        Role::Node => Ok(karri_control::node::start(config, peers, meta, registry).await?),
         role => bail!("the {role} role is not in this build"),
     }
 }

@@ -204,7 +204,7 @@ fn parse_spec(spec: &InstanceSpec) -> Result<Wanted, Status> {
     if spec.vcpus == 0 || spec.vcpus > 255 {
         return invalid(format!("{} virtual CPUs; 1 to 255 are possible", spec.vcpus));
     }
-    if spec.memory_bytes < 32 << 20 || spec.memory_bytes % (1 << 20) != 0 {
+    if spec.memory_bytes < 32 << 20 || !spec.memory_bytes.is_multiple_of(1 << 20) {
         return invalid(format!("{} bytes of memory; want whole MiB, at least 32", spec.memory_bytes));
     }
     if spec.disks.is_empty() || spec.disks.len() > DISKS_MAX {
@@ -538,7 +538,7 @@ impl Host {
             return Err(Status::not_found(format!("instance {instance} is not on this node")));
         }
         let output = self.parts.hypervisor.console(&instance).await;
-        Ok(Console { output: output.into(), unix_micros: self.parts.clock.now().0 })
+        Ok(Console { output, unix_micros: self.parts.clock.now().0 })
     }
 
     fn report(&self) -> NodeReport {

@@ -289,7 +289,7 @@ impl Hypervisor for Qemu {
         if spec.disks.len() > DISKS_MAX {
             return Err(invalid(format!("{} disks are more than the {DISKS_MAX} that fit", spec.disks.len())));
         }
-        if spec.vcpus == 0 || spec.vcpus > 255 || spec.memory_bytes == 0 || spec.memory_bytes % (1 << 20) != 0 {
+        if spec.vcpus == 0 || spec.vcpus > 255 || spec.memory_bytes == 0 || !spec.memory_bytes.is_multiple_of(1 << 20) {
             return Err(invalid(format!("no machine has {} CPUs and {} bytes", spec.vcpus, spec.memory_bytes)));
         }
         let failed = |op, why: String| HypervisorError::Failed { instance: instance.clone(), op, why };
