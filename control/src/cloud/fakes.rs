@@ -253,7 +253,7 @@ impl Cluster for FakeCluster {
     async fn console(&self, instance: &InstanceId, _: u64) -> Answer<proto::Console> {
         let mut s = self.lock();
         s.running(instance.as_str())?;
-        Ok(proto::Console { output: "Linux boots\n".as_bytes().to_vec().into(), unix_micros: 1_767_225_600_000_000 })
+        Ok(proto::Console { output: "Linux boots\n".as_bytes().to_vec(), unix_micros: 1_767_225_600_000_000 })
     }
     async fn report(&self) -> Answer<proto::ClusterReport> {
         let s = self.lock();

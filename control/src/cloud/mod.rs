@@ -38,6 +38,8 @@ pub mod watch;
 #[cfg(test)]
 pub(crate) mod fakes;
 #[cfg(test)]
+mod http_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod watch_tests;

@@ -328,3 +328,107 @@ impl Txn<'_> {
         self.writes.insert(key, None);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use karri_meta::memory::MemoryStore;
+
+    use super::super::records::Attachment;
+    use super::*;
+
+    /// One `key<TAB>value` a line, as the first version wrote them.
+    const V1: &str = include_str!("../../tests/fixtures/records-v1.tsv");
+
+    async fn filled(lines: &str) -> Arc<MemoryStore> {
+        let meta = Arc::new(MemoryStore::new());
+        let mut batch = Batch::new();
+        for (key, value) in lines.lines().filter_map(|l| l.split_once('\t')) {
+            batch = batch.put(key.to_owned(), value.to_owned());
+        }
+        meta.commit(batch).await.unwrap();
+        meta
+    }
+
+    #[tokio::test]
+    async fn records_of_the_first_version_are_read_and_written_as_they_were() {
+        let store = Store::open(filled(V1).await).await.unwrap();
+        let instance = store.list::<Instance>().pop().unwrap();
+        let volume = store.get::<Volume>(instance.volumes[0].as_str()).unwrap();
+        let held: Option<&Attachment> = volume.attachment.as_ref();
+        assert_eq!((held.unwrap().instance.clone(), volume.gib), (instance.id.clone(), 2));
+        let kinds: std::collections::BTreeSet<&str> = V1.lines().filter_map(|l| Some(l.split_once('/')?.0)).collect();
+        assert_eq!(kinds.len(), KINDS.len(), "the fixture has every kind");
+        for line in V1.lines() {
+            let (key, value) = line.split_once('\t').unwrap();
+            let (_, decode) = KINDS.iter().find(|(prefix, _)| key.starts_with(prefix)).unwrap();
+            decode(key, value.as_bytes()).unwrap();
+        }
+        assert_eq!(
+            encode(&*instance),
+            V1.lines().find(|l| l.starts_with("instance/")).unwrap().split_once('\t').unwrap().1
+        );
+        assert_eq!(
+            encode(&*volume),
+            V1.lines().find(|l| l.starts_with("volume/")).unwrap().split_once('\t').unwrap().1
+        );
+    }
+
+    #[tokio::test]
+    async fn a_record_of_another_version_is_named() {
+        let meta = filled("volume/vol-1\t{\"v\":9,\"r\":{}}").await;
+        let e = Store::open(meta).await.map(|_| ()).unwrap_err().to_string();
+        assert!(e.contains("volume/vol-1") && e.contains("version 9"), "{e}");
+    }
+
+    #[tokio::test]
+    async fn changes_happen_as_if_alone() {
+        let meta = Arc::new(MemoryStore::new());
+        let store = Store::open(meta.clone()).await.unwrap();
+        let lease = |n: u64| Lease {
+            account: "123456789012".parse().unwrap(),
+            address: "count".into(),
+            instance: karri_base::id::InstanceId::from_bits(n.into()),
+        };
+        let key = Lease::key(&lease(0).account, "count");
+        let count = |store: &Store| {
+            store.get::<Lease>(&key).map_or(0, |l| u64::from_str_radix(&l.instance.as_str()[2..], 16).unwrap())
+        };
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..100 {
+            let (store, key) = (store.clone(), key.clone());
+            tasks.spawn(async move {
+                store
+                    .change::<_, StoreError>(|txn| {
+                        let n = txn
+                            .get::<Lease>(&key)
+                            .map_or(0, |l| u64::from_str_radix(&l.instance.as_str()[2..], 16).unwrap());
+                        txn.put(lease(n + 1));
+                        Ok(())
+                    })
+                    .await
+                    .unwrap();
+            });
+        }
+        while tasks.join_next().await.is_some() {}
+        assert_eq!(count(&store), 100);
+        // Somebody else's commit in between, and a commit that fails: memory is what the store is.
+        meta.conflict_next(1);
+        store
+            .change::<_, StoreError>(|txn| {
+                txn.put(lease(101));
+                Ok(())
+            })
+            .await
+            .unwrap();
+        meta.fail_next(1);
+        let failed = store
+            .change::<_, StoreError>(|txn| {
+                txn.put(lease(102));
+                Ok(())
+            })
+            .await;
+        assert!(failed.is_err());
+        assert_eq!(count(&store), 101);
+        assert_eq!(count(&Store::open(meta).await.unwrap()), 101);
+    }
+}

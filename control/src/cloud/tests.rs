@@ -8,6 +8,7 @@ use karri_base::aws::keys::Key;
 use karri_base::clock::{Clock, ManualClock, UnixMicros};
 use karri_base::config::{AccessKey, Credentials};
 use karri_base::role::Running as _;
+use karri_meta::MetaStore;
 use karri_meta::memory::MemoryStore;
 use prometheus_client::registry::Registry;
 
@@ -26,10 +27,12 @@ pub(crate) struct World {
     pub faults: Arc<Faults>,
     pub cluster: FakeCluster,
     pub storage: FakeStorage,
-    pub meta: Arc<MemoryStore>,
+    pub meta: Arc<dyn MetaStore>,
+    pub memory: Option<Arc<MemoryStore>>,
     pub clock: Arc<dyn Clock>,
     pub role: CloudRole,
     pub watch_settings: watch::Settings,
+    pub restarts: usize,
 }
 
 fn credentials() -> Credentials {
@@ -50,16 +53,37 @@ impl World {
     }
 
     pub async fn at(clock: Arc<dyn Clock>, api: SocketAddr) -> Self {
-        let faults = Arc::new(Faults::default());
-        let (cluster, storage) = (FakeCluster::new(faults.clone()), FakeStorage::new(faults.clone()));
-        let meta = Arc::new(MemoryStore::new());
-        let watch_settings = watch::Settings { every: NEVER, storage_every: NEVER, ..Default::default() };
-        let role = boot(&cluster, &storage, &meta, &clock, watch_settings, api).await;
-        Self { faults, cluster, storage, meta, clock, role, watch_settings }
+        let memory = Arc::new(MemoryStore::new());
+        Self::on(memory.clone(), Some(memory), clock, api).await
     }
 
-    /// Ends the cloud where it stands and starts another on the same records.
+    /// On records whose commits may be cut in two by a crash.
+    pub async fn seeded(seed: u64) -> Self {
+        let clock = Arc::new(ManualClock::at(UnixMicros(NOW)));
+        let memory = Arc::new(MemoryStore::seeded(seed));
+        Self::on(memory.clone(), Some(memory), clock, "127.0.0.1:0".parse().unwrap()).await
+    }
+
+    async fn on(
+        meta: Arc<dyn MetaStore>,
+        memory: Option<Arc<MemoryStore>>,
+        clock: Arc<dyn Clock>,
+        api: SocketAddr,
+    ) -> Self {
+        let faults = Arc::new(Faults::default());
+        let (cluster, storage) = (FakeCluster::new(faults.clone()), FakeStorage::new(faults.clone()));
+        let watch_settings = watch::Settings { every: NEVER, storage_every: NEVER, ..Default::default() };
+        let role = boot(&cluster, &storage, &meta, &clock, watch_settings, api).await;
+        Self { faults, cluster, storage, meta, memory, clock, role, watch_settings, restarts: 0 }
+    }
+
+    /// Cuts the cloud off where it stands and starts another on the records that it left.
     pub async fn restart(&mut self) {
+        self.restarts += 1;
+        if let Some(memory) = &mut self.memory {
+            *memory = Arc::new(memory.crash());
+            self.meta = memory.clone();
+        }
         self.role.shutdown().await;
         let api = "127.0.0.1:0".parse().unwrap();
         self.role = boot(&self.cluster, &self.storage, &self.meta, &self.clock, self.watch_settings, api).await;
@@ -153,7 +177,7 @@ impl World {
 async fn boot(
     cluster: &FakeCluster,
     storage: &FakeStorage,
-    meta: &Arc<MemoryStore>,
+    meta: &Arc<dyn MetaStore>,
     clock: &Arc<dyn Clock>,
     watch_settings: watch::Settings,
     api: SocketAddr,
@@ -425,7 +449,7 @@ async fn kernels_and_ramdisks_are_images_and_reach_the_node() {
     assert_eq!(spec.kernel.unwrap().key, "object");
     assert!(spec.ramdisk.is_some() && spec.kernel_cmdline.contains("root=/dev/vda"));
     let xml = w.ask("DescribeImages", &[("Filter.1.Name", "image-type"), ("Filter.1.Value.1", "kernel")]).await;
-    assert_eq!(texts(&xml.unwrap(), "imageId"), [kernel.clone()]);
+    assert_eq!(texts(&xml.unwrap(), "imageId"), [kernel.as_str()]);
     let params = [("ImageId", kernel.as_str()), ("MinCount", "1"), ("MaxCount", "1")];
     assert_eq!(w.refused("RunInstances", &params).await, Code::InvalidAmiIdNotFound);
     // An instance outlives its image.
@@ -459,7 +483,7 @@ async fn tags_are_kept_shown_and_removed() {
         ("Filter.2.Name", "tag:a"),
         ("Filter.2.Value.1", "*"),
     ];
-    assert_eq!(texts(&w.ask("DescribeTags", &only).await.unwrap(), "resourceId"), [v.clone()]);
+    assert_eq!(texts(&w.ask("DescribeTags", &only).await.unwrap(), "resourceId"), [v.as_str()]);
     let other_value = [("ResourceId.1", v.as_str()), ("Tag.1.Key", "a"), ("Tag.1.Value", "2")];
     w.ask("DeleteTags", &other_value).await.unwrap();
     assert_eq!(w.volume(&v).tags.len(), 2);
@@ -500,4 +524,78 @@ async fn a_console_is_base64() {
     w.ask("StopInstances", &[("InstanceId.1", &id)]).await.unwrap();
     w.until_instance(&id, "stopped").await;
     assert!(texts(&w.ask("GetConsoleOutput", &[("InstanceId", &id)]).await.unwrap(), "output").is_empty());
+}
+
+/// Launch and describe rates on the memory peers and RocksDB; run with `--ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "prints figures, takes a minute"]
+async fn figures() {
+    use std::time::Instant;
+    let dir = tempfile::tempdir().unwrap();
+    let meta = Arc::new(karri_meta::rocks::RocksStore::open(dir.path().join("meta"), &Default::default()).unwrap());
+    let w = World::on(meta, None, Arc::new(karri_base::clock::SystemClock), "127.0.0.1:0".parse().unwrap()).await;
+    let image = w.image("first").await;
+    let total: usize = std::env::var("KARRI_INSTANCES").ok().and_then(|n| n.parse().ok()).unwrap_or(10_000);
+    let (w, image) = (Arc::new(w), Arc::new(image));
+    let began = Instant::now();
+    let mut acks = Vec::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    for lane in 0..8 {
+        let (w, image) = (w.clone(), image.clone());
+        tasks.spawn(async move {
+            let mut took = Vec::new();
+            for _ in (lane..total).step_by(8) {
+                let asked = Instant::now();
+                w.ask("RunInstances", &[("ImageId", &image), ("MinCount", "1"), ("MaxCount", "1")]).await.unwrap();
+                took.push(asked.elapsed());
+            }
+            took
+        });
+    }
+    while let Some(took) = tasks.join_next().await {
+        acks.extend(took.unwrap());
+    }
+    let acked = began.elapsed();
+    while w.cluster.lock().vms.len() < total || w.role.cloud().flows.busy() > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let ran = began.elapsed();
+    acks.sort_unstable();
+    let at = |p: usize| acks[(acks.len() - 1) * p / 100];
+    println!(
+        "{total} launches, 8 at a time: acknowledged in {acked:.2?} (p50 {:.2?}, p99 {:.2?}), all running after {ran:.2?}: {:.0}/s",
+        at(50),
+        at(99),
+        total as f64 / ran.as_secs_f64()
+    );
+    let mut took = Vec::new();
+    for _ in 0..20 {
+        let asked = Instant::now();
+        let xml = w.ask("DescribeInstances", &[("MaxResults", "1000")]).await.unwrap();
+        took.push(asked.elapsed());
+        assert_eq!(texts(&xml, "instanceId").len() / 2, total.min(1000), "an id each, and one per attachment");
+    }
+    took.sort_unstable();
+    println!("DescribeInstances of 1,000 among {total}: p50 {:.2?}, max {:.2?}", took[10], took[19]);
+}
+
+#[tokio::test]
+#[ignore = "prints records for tests/fixtures when their format changes"]
+async fn print_records() {
+    let w = World::new().await;
+    w.ask("CreateKeyPair", &[("KeyName", "k"), ("KeyType", "ed25519")]).await.unwrap();
+    let image = w.image("first").await;
+    let params = [
+        ("ImageId", image.as_str()),
+        ("MinCount", "1"),
+        ("MaxCount", "1"),
+        ("KeyName", "k"),
+        ("ClientToken", "t"),
+        ("UserData", "aGk="),
+    ];
+    let id = text(&w.ask("RunInstances", &params).await.unwrap(), "instanceId");
+    w.until_instance(&id, "running").await;
+    for (key, value) in w.memory.as_ref().unwrap().dump() {
+        println!("{}\t{}", String::from_utf8_lossy(&key), String::from_utf8_lossy(&value));
+    }
 }

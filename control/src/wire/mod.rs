@@ -74,14 +74,8 @@ impl fmt::Display for Timestamp {
 }
 
 /// Bytes, base64 on the wire.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blob(pub Vec<u8>);
-
-impl Default for Blob {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
 
 /// An enumeration with AWS's spelling of each value.
 macro_rules! wire_enum {
@@ -114,3 +108,15 @@ macro_rules! wire_enum {
     };
 }
 pub(crate) use wire_enum;
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_generated_code_is_what_the_models_say() {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/codegen/generate.py");
+        match std::process::Command::new("python3").args([script, "--check"]).output() {
+            Err(_) => println!("SKIPPED the_generated_code_is_what_the_models_say: python3 is not installed"),
+            Ok(out) => assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr)),
+        }
+    }
+}

@@ -34,7 +34,7 @@ const FILTERS: &[&str] = &[
 ];
 
 fn threads_per_core(t: &InstanceType) -> u32 {
-    if t.vcpus % 2 == 0 && t.family() != "t2" && t.family() != "m1" { 2 } else { 1 }
+    if t.vcpus.is_multiple_of(2) && t.family() != "t2" && t.family() != "m1" { 2 } else { 1 }
 }
 
 fn filter_values(t: &InstanceType, filter: &str) -> Vec<String> {

@@ -255,6 +255,9 @@ impl Flows {
                     format!("it did not start: {}", incarnation.reason),
                 )),
             },
+            Err(status) if status.code() == Code::ResourceExhausted => {
+                Outcome::Failed(Reason::new("Server.InsufficientInstanceCapacity", status.message()))
+            }
             Err(status) => refused("the cluster could not start the instance", &status),
         }
     }
@@ -284,7 +287,7 @@ impl Flows {
                 private_ip: instance.private_ip.clone(),
                 eni_id: instance.eni.to_string(),
             }],
-            user_data: instance.user_data.clone().into(),
+            user_data: instance.user_data.clone(),
             public_key: instance.public_key.clone().unwrap_or_default(),
         })
     }

@@ -113,9 +113,10 @@ async fn a_life_survives_a_crash_of_the_cloud_at_any_call() {
     let calls = calls_of_a_life().await;
     for n in 0..calls {
         for done in [false, true] {
-            let mut w = World::new().await;
+            let mut w = World::seeded(n).await;
             w.faults.fail(n, Fault::Crash { done });
             life(&mut w).await;
+            assert_eq!(w.restarts, 1, "{n}");
         }
     }
 }

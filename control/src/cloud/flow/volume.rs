@@ -207,20 +207,16 @@ impl Flows {
             })
             .await?;
         let id = before.id.as_str();
-        match ended {
-            Some((kind, undone, instance)) => {
-                match undone {
-                    None => tracing::info!(volume = id, account = %before.account, flow = ?kind, "flow done"),
-                    Some(why) => {
-                        tracing::error!(volume = id, account = %before.account, flow = ?kind, error = %why.message, "flow undone");
-                    }
-                }
-                // An instance that waits for its volumes to settle goes on at once.
-                if let Some(waiting) = instance.filter(|i| self.has_flow(&Subject::Instance(i.clone()))) {
-                    self.kick(Subject::Instance(waiting));
-                }
+        let Some((kind, undone, instance)) = ended else { return Ok(Turn::Moved) };
+        match undone {
+            None => tracing::info!(volume = id, account = %before.account, flow = ?kind, "flow done"),
+            Some(why) => {
+                tracing::error!(volume = id, account = %before.account, flow = ?kind, error = %why.message, "flow undone");
             }
-            None => {}
+        }
+        // An instance that waits for its volumes to settle goes on at once.
+        if let Some(waiting) = instance.filter(|i| self.has_flow(&Subject::Instance(i.clone()))) {
+            self.kick(Subject::Instance(waiting));
         }
         Ok(Turn::Moved)
     }
