@@ -1,6 +1,6 @@
 //! 4 KiB random reads of one file on one core: IOPS and CPU time per I/O, to be set beside fio on the same file.
 //!
-//! `cargo run --release -p karri-engine --example randread -- FILE DEPTH SECONDS [SPIN_US] [registered]`
+//! `cargo run --release -p karri-engine --example randread -- FILE DEPTH SECONDS [SPIN_US] [registered] [SUBMIT_BATCH]`
 //!
 //! fio: `fio --name=r --filename=FILE --rw=randread --bs=4k --direct=1 --ioengine=io_uring --iodepth=DEPTH --fixedbufs
 //! --registerfiles --time_based --runtime=SECONDS`
@@ -37,14 +37,16 @@ fn cpu_time() -> Duration {
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let [_, path, depth, seconds, rest @ ..] = &args[..] else {
-        eprintln!("usage: randread FILE DEPTH SECONDS [SPIN_US] [registered]");
+        eprintln!("usage: randread FILE DEPTH SECONDS [SPIN_US] [registered|no] [SUBMIT_BATCH]");
         std::process::exit(2);
     };
     let (path, depth) = (path.clone(), depth.parse::<u64>().expect("a depth"));
     let seconds = seconds.parse::<u64>().expect("seconds");
     let spin = rest.first().map_or(0, |s| s.parse().expect("microseconds to spin"));
     let registered = rest.iter().any(|s| s == "registered");
-    let options = CoreOptions { spin: Duration::from_micros(spin), ..CoreOptions::default() };
+    let mut options = CoreOptions { spin: Duration::from_micros(spin), ..CoreOptions::default() };
+    options.ring.submit_batch = rest.get(2).map_or(options.ring.submit_batch, |s| s.parse().expect("a batch"));
+    let batch = options.ring.submit_batch;
     block_on(&options, move || async move {
         let disk = UringDisk::open(&path, &OpenOptions { read_only: true, ..OpenOptions::default() }).expect("a file");
         let pages = disk.size() / 4096;
@@ -78,7 +80,7 @@ fn main() {
         let (time, cpu, done) = (now() - began, cpu_time() - cpu, done.get());
         let stats = current().expect("a core").stats();
         println!(
-            "depth {depth} spin {spin}us registered {registered}: {:.0} IOPS, {:.2} CPU us/IO, {:.2} enters/IO, {:.2} sleeps/IO",
+            "depth {depth} spin {spin}us registered {registered} batch {batch}: {:.0} IOPS, {:.2} CPU us/IO, {:.2} enters/IO, {:.2} sleeps/IO",
             done as f64 / time.as_secs_f64(),
             cpu.as_secs_f64() * 1e6 / done as f64,
             stats.enters as f64 / done as f64,

@@ -9,7 +9,8 @@
 //!   -> reap
 //! ```
 //!
-//! So a turn is one system call whatever the number of operations, and a core with nothing to do sleeps in the kernel.
+//! Every fourth submission is handed over at once (see [`crate::ring`] for why), the rest with the turn's enter. A core
+//! with nothing to do sleeps in the kernel.
 //! With `spin` set, a core whose last wait was short first watches the completion ring in memory.
 //!
 //! Another thread reaches a core through [`CoreHandle::run`] (a bounded queue of jobs) or by waking a task; both write the
@@ -26,6 +27,13 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
 
 use crate::error::EngineError;
 use crate::exec::{self, Alarm, Exec, Remote};
@@ -127,6 +135,50 @@ pub struct CoreStats {
     pub wakes: u64,
     /// Jobs waiting in the inbox.
     pub inbox: u64,
+}
+
+/// Every core's counters on a registry: `engine_ops_total{core="0"}`, `engine_enters_total`, `engine_sleeps_total`,
+/// `engine_completions_total`, `engine_polls_total`, `engine_wakes_total`, and the gauges `engine_in_flight`,
+/// `engine_tasks` and `engine_inbox`.
+pub fn register_metrics(registry: &mut Registry, handles: &[CoreHandle]) {
+    registry.register_collector(Box::new(Metrics(handles.to_vec())));
+}
+
+#[derive(Debug)]
+struct Metrics(Vec<CoreHandle>);
+
+type Reading = fn(&CoreStats) -> u64;
+
+impl Collector for Metrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let stats: Vec<_> = self.0.iter().map(|h| (h.index().to_string(), h.stats())).collect();
+        let counters: [(&str, &str, Reading); 6] = [
+            ("engine_ops", "Operations given to the ring", |s| s.ops),
+            ("engine_enters", "io_uring_enter calls", |s| s.enters),
+            ("engine_sleeps", "io_uring_enter calls that could sleep", |s| s.sleeps),
+            ("engine_completions", "Completions", |s| s.completions),
+            ("engine_polls", "Task polls", |s| s.polls),
+            ("engine_wakes", "Times that another thread woke the sleeping core", |s| s.wakes),
+        ];
+        for (name, help, read) in counters {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (core, stats) in &stats {
+                ConstCounter::new(read(stats)).encode(family.encode_family(&[("core", core.as_str())])?)?;
+            }
+        }
+        let gauges: [(&str, &str, Reading); 3] = [
+            ("engine_in_flight", "Operations in flight", |s| s.in_flight),
+            ("engine_tasks", "Tasks alive", |s| s.tasks),
+            ("engine_inbox", "Jobs waiting for the core", |s| s.inbox),
+        ];
+        for (name, help, read) in gauges {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (core, stats) in &stats {
+                ConstGauge::new(read(stats) as i64).encode(family.encode_family(&[("core", core.as_str())])?)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// One core, for other threads (and other cores).

@@ -148,6 +148,17 @@ fn cores_run_jobs_and_stop() {
 }
 
 #[test]
+fn counters_show_on_a_registry() {
+    let cores = Cores::start(1, &options()).unwrap();
+    cores.handle(0).run_blocking(|| async { sleep(Duration::from_millis(1)).await }).unwrap();
+    let mut registry = prometheus_client::registry::Registry::default();
+    crate::cores::register_metrics(&mut registry, cores.handles());
+    let text = karri_base::observe::render(&registry);
+    assert!(text.contains("engine_enters_total{core=\"0\"}"), "{text}");
+    assert!(text.contains("engine_inbox{core=\"0\"} 0"), "{text}");
+}
+
+#[test]
 fn a_full_inbox_refuses_or_waits() {
     let cores = Cores::start(1, &CoreOptions { inbox: 2, ..options() }).unwrap();
     let core = cores.handle(0);

@@ -7,7 +7,6 @@ use std::rc::{Rc, Weak};
 use io_uring::{opcode, types};
 
 use super::{Keep, OnDrop, Ring, current};
-use crate::buf::Buf;
 
 /// A descriptor that closes when its last user is gone, operations in flight included. Clones are the same one.
 #[derive(Clone)]
@@ -91,16 +90,16 @@ pub async fn poll(fd: &Fd, events: i16) -> io::Result<i16> {
 /// Outside a core.
 pub async fn read_eventfd(fd: &Fd) -> io::Result<u64> {
     loop {
-        let buf = Buf::zeroed(8);
-        let ptr = buf.segments().as_slice()[0].ptr;
+        let mut word = Box::new(0u64);
+        let ptr = (&raw mut *word).cast();
         let entry = opcode::Read::new(types::Fd(fd.as_raw_fd()), ptr, 8).build();
-        // SAFETY: the slot keeps the buffer, whose memory does not move with it, and the fd.
-        let op = unsafe { current().submit(entry, Keep::Buf(buf), Some(fd.clone()), OnDrop::Cancel) };
+        // SAFETY: the slot keeps the box, whose memory does not move with it, and the fd.
+        let op = unsafe { current().submit(entry, Keep::Other(word), Some(fd.clone()), OnDrop::Cancel) };
         let (cqe, keep) = op.await;
         match cqe.result() {
             Ok(8) => {
-                let Keep::Buf(buf) = keep else { unreachable!("the buffer comes back") };
-                return Ok(u64::from_ne_bytes(buf.bytes().try_into().expect("eight bytes")));
+                let Keep::Other(word) = keep else { unreachable!("the word comes back") };
+                return Ok(*word.downcast::<u64>().expect("what was given"));
             }
             Ok(n) => return Err(io::Error::other(format!("{n} bytes from an eventfd"))),
             // A non-blocking one without a count.
