@@ -88,7 +88,7 @@ pub async fn check(bench: &dyn Bench) {
 
     node.start(&spec).await.unwrap();
     node.start(&spec).await.expect("starting what runs is no error");
-    assert_eq!(volumes(node.status(id).await), [root.clone()]);
+    assert_eq!(volumes(node.status(id).await), std::slice::from_ref(root));
     assert!(node.forget(id).await.is_err(), "a running machine is not forgotten");
     let ready = console_says(&*node, id, "karri guest ready").await;
     assert!(ready.contains(id.as_str()), "the guest knows its instance id: {ready}");
@@ -100,13 +100,13 @@ pub async fn check(bench: &dyn Bench) {
     drop(node);
 
     let node = bench.open();
-    assert_eq!(node.adopt().await.unwrap(), [id.clone()], "a restarted node finds the machine");
+    assert_eq!(node.adopt().await.unwrap(), std::slice::from_ref(id), "a restarted node finds the machine");
     assert_eq!(volumes(node.status(id).await), [root.clone(), extra.volume.clone()], "with its disks");
     node.start(&spec).await.expect("starting what was adopted is no error");
     console_says(&*node, id, "karri guest ready").await;
     node.unplug(id, &extra.volume, PATIENCE).await.unwrap();
     node.unplug(id, &extra.volume, PATIENCE).await.expect("unplugging twice is no error");
-    assert_eq!(volumes(node.status(id).await), [root.clone()]);
+    assert_eq!(volumes(node.status(id).await), std::slice::from_ref(root));
     console_says(&*node, id, "disk vdb gone").await;
     node.plug(id, &extra).await.expect("what was unplugged can come back");
     node.unplug(id, &extra.volume, PATIENCE).await.unwrap();
@@ -122,13 +122,13 @@ pub async fn check(bench: &dyn Bench) {
     drop(node);
 
     let node = bench.open();
-    assert_eq!(node.adopt().await.unwrap(), [id.clone()], "a machine that ended is remembered");
+    assert_eq!(node.adopt().await.unwrap(), std::slice::from_ref(id), "a machine that ended is remembered");
     assert_eq!(node.status(id).await, VmStatus::Gone { reason: Ended::Guest });
     console_says(&*node, id, "karri guest ready").await;
 
     node.start(&spec).await.expect("an ended machine starts anew");
     node.reset(id).await.unwrap();
-    assert_eq!(volumes(node.status(id).await), [root.clone()]);
+    assert_eq!(volumes(node.status(id).await), std::slice::from_ref(root));
     node.kill(id).await.unwrap();
     assert_eq!(node.status(id).await, VmStatus::Gone { reason: Ended::Killed });
     node.kill(id).await.expect("killing twice is no error");

@@ -324,7 +324,7 @@ impl Hypervisor for Qemu {
                 if let Some(process) = vm.file().process {
                     let _ = process.kill();
                 }
-                process::unlimit(instance.as_str());
+                process::unlimit(instance.to_string());
                 self.vms().remove(instance);
                 let _ = fs::remove_dir_all(&folder);
                 Err(error)

@@ -162,12 +162,21 @@ pub fn limit(name: &str, pid: u32, vcpus: u32, memory_bytes_max: u64) -> String 
     done.join(", ")
 }
 
-/// Removes a process's cgroup; what is not there or still busy is left.
-pub fn unlimit(name: &str) {
-    let root = Path::new("/sys/fs/cgroup");
-    for controller in ["", "memory", "cpu", "pids"] {
-        let _ = fs::remove_dir(root.join(controller).join("karri").join(name));
-    }
+/// Removes a process's cgroup in the background: it empties a moment after the process has ended.
+pub fn unlimit(name: String) {
+    tokio::spawn(async move {
+        for _ in 0..100 {
+            let busy = ["", "memory", "cpu", "pids"].into_iter().any(|controller| {
+                let folder = Path::new("/sys/fs/cgroup").join(controller).join("karri").join(&name);
+                matches!(fs::remove_dir(folder), Err(e) if e.kind() == io::ErrorKind::ResourceBusy)
+            });
+            if !busy {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        tracing::warn!(instance = name, "its cgroup stays behind");
+    });
 }
 
 #[cfg(test)]

@@ -135,6 +135,7 @@ async fn machines_are_confined_survive_storage_and_their_accidents_are_noticed()
     };
     let qemu = host.open();
     let mut spec = Bench::spec(&host);
+    spec.instance = InstanceId::from_bits(0xc1);
     // The guest writes, syncs and reads its root disk for as long as it can.
     spec.user_data = b"#!/bin/sh\nn=0; while sleep 0.1; do n=$((n+1)); echo $n > /n; sync; \
         echo 3 > /proc/sys/vm/drop_caches; echo round $(cat /n) done; done\n"

@@ -395,7 +395,7 @@ impl Vm {
             tracing::error!(instance = %self.instance, %error, "cannot note that the machine ended");
         }
         let _ = fs::remove_dir_all(self.folder.join("run"));
-        unlimit(self.instance.as_str());
+        unlimit(self.instance.to_string());
         self.qmp.send_replace(None);
         tracing::info!(instance = %self.instance, reason = %ended.state_reason(), "machine ended");
         self.state.send_replace(State::Gone(ended));
