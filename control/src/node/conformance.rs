@@ -78,7 +78,7 @@ pub async fn check(bench: &dyn Bench) {
     assert_eq!(node.adopt().await.unwrap(), []);
     assert_eq!(node.status(id).await, VmStatus::Absent);
     not_running(node.press_power_button(id).await);
-    not_running(node.reset(id).await);
+    not_running(node.reboot(id, PATIENCE).await);
     not_running(node.plug(id, &extra).await);
     not_running(node.unplug(id, &extra.volume, PATIENCE).await);
     node.kill(id).await.unwrap();
@@ -127,7 +127,7 @@ pub async fn check(bench: &dyn Bench) {
     console_says(&*node, id, "karri guest ready").await;
 
     node.start(&spec).await.expect("an ended machine starts anew");
-    node.reset(id).await.unwrap();
+    node.reboot(id, Duration::ZERO).await.unwrap();
     assert_eq!(volumes(node.status(id).await), std::slice::from_ref(root));
     node.kill(id).await.unwrap();
     assert_eq!(node.status(id).await, VmStatus::Gone { reason: Ended::Killed });

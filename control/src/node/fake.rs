@@ -167,7 +167,7 @@ impl Hypervisor for Fake {
         Ok(())
     }
 
-    async fn reset(&self, instance: &InstanceId) -> Result<(), HypervisorError> {
+    async fn reboot(&self, instance: &InstanceId, _: Duration) -> Result<(), HypervisorError> {
         let text = format!("karri guest ready: instance {instance} kernel fake\n");
         self.with_running(instance, |machine, _| machine.print(&text))
     }

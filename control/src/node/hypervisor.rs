@@ -189,8 +189,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn status(&self, instance: &InstanceId) -> VmStatus;
     /// Presses the ACPI power button.
     async fn press_power_button(&self, instance: &InstanceId) -> Result<(), HypervisorError>;
-    /// Resets the machine as the reset button does.
-    async fn reset(&self, instance: &InstanceId) -> Result<(), HypervisorError>;
+    /// Reboots the machine: the guest shuts down and boots again, or, when it has not shut down after `grace`, the reset
+    /// button is pressed. Answers when it boots; the machine stays the same one.
+    async fn reboot(&self, instance: &InstanceId, grace: Duration) -> Result<(), HypervisorError>;
     /// Ends the machine at once and answers when it is gone; a machine that does not run is no error.
     async fn kill(&self, instance: &InstanceId) -> Result<(), HypervisorError>;
     /// Waits until the machine does not run; false when it still does after `at_most`.

@@ -41,6 +41,8 @@ use super::records::{self, KEEP, Phase, Record};
 
 /// Grace of a stop that names none.
 const GRACE: Duration = Duration::from_secs(60);
+/// How long a guest may take to shut down for a reboot before it is reset; EC2 waits for four minutes.
+const REBOOT: Duration = Duration::from_secs(60);
 /// How long a guest may hold on to a disk before a detach answers DEADLINE_EXCEEDED.
 const UNPLUG: Duration = Duration::from_secs(30);
 /// Longest user data, in bytes; EC2 takes 16 KiB before base64.
@@ -481,7 +483,7 @@ impl Host {
         let slot = self.slot(&instance);
         let _command = slot.command.lock().await;
         let record = Self::existing(&slot, request.generation)?;
-        self.parts.hypervisor.reset(&instance).await.map_err(|e| refused(&e))?;
+        self.parts.hypervisor.reboot(&instance, REBOOT).await.map_err(|e| refused(&e))?;
         Ok(self.save(&slot, Record { generation: request.generation, ..record }).await?.incarnation())
     }
 

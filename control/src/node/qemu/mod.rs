@@ -348,10 +348,8 @@ impl Hypervisor for Qemu {
         Ok(())
     }
 
-    async fn reset(&self, instance: &InstanceId) -> Result<(), HypervisorError> {
-        let vm = self.running(instance)?;
-        vm.call("system_reset", json!({})).await.map_err(|e| vm.failed("resetting", e))?;
-        Ok(())
+    async fn reboot(&self, instance: &InstanceId, grace: Duration) -> Result<(), HypervisorError> {
+        self.running(instance)?.reboot(grace).await
     }
 
     async fn kill(&self, instance: &InstanceId) -> Result<(), HypervisorError> {

@@ -158,6 +158,17 @@ async fn machines_are_confined_survive_storage_and_their_accidents_are_noticed()
     let next = format!("round {} done", before + 10);
     console_says(&qemu, &spec.instance, &next).await;
 
+    let printed = String::from_utf8_lossy(&qemu.console(&spec.instance).await).len();
+    qemu.reboot(&spec.instance, Duration::from_secs(30)).await.unwrap();
+    let since = console_says(&qemu, &spec.instance, "guest: down").await;
+    assert!(since.len() > printed && since.contains("power button"), "a reboot begins with a clean shutdown: {since}");
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while String::from_utf8_lossy(&qemu.console(&spec.instance).await).matches("karri guest ready").count() < 2 {
+        assert!(tokio::time::Instant::now() < deadline, "the guest does not boot again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(vm.file().process.as_ref(), Some(&process), "in the same machine");
+
     process.kill().unwrap();
     assert!(qemu.wait_gone(&spec.instance, Duration::from_secs(10)).await);
     let status = qemu.status(&spec.instance).await;

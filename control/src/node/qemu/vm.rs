@@ -94,6 +94,8 @@ pub struct Vm {
     console: Console,
     draining: tokio::sync::Mutex<()>,
     killed: AtomicBool,
+    /// True while the guest's next shutdown is the first half of a reboot.
+    rebooting: watch::Sender<bool>,
     changes: Arc<watch::Sender<u64>>,
 }
 
@@ -114,6 +116,7 @@ impl Vm {
             task: Mutex::new(None),
             draining: tokio::sync::Mutex::new(()),
             killed: AtomicBool::new(false),
+            rebooting: watch::channel(false).0,
             changes,
         })
     }
@@ -358,6 +361,43 @@ impl Vm {
         self.update(|file| file.plugged.retain(|_, p| !lost(p)))
     }
 
+    /// Lets the guest shut down, then boots it again; after `grace`, or where it does not listen, resets it.
+    pub async fn reboot(&self, grace: Duration) -> Result<(), HypervisorError> {
+        if !grace.is_zero() {
+            let mut rebooting = self.rebooting.subscribe();
+            self.rebooting.send_replace(true);
+            if self.call("system_powerdown", json!({})).await.is_ok() {
+                let done = rebooting.wait_for(|rebooting| !rebooting);
+                if tokio::time::timeout(grace, done).await.is_ok() {
+                    return Ok(());
+                }
+            }
+            // False already where the guest shut down at this very moment.
+            if !self.rebooting.send_replace(false) {
+                return Ok(());
+            }
+        }
+        self.call("system_reset", json!({})).await.map_err(|e| self.failed("resetting", e))?;
+        Ok(())
+    }
+
+    /// Boots the guest again that has shut down, when that was asked for.
+    async fn boot_again(&self) -> bool {
+        if !*self.rebooting.borrow() {
+            return false;
+        }
+        let booted = async {
+            self.call("system_reset", json!({})).await?;
+            self.call("cont", json!({})).await
+        };
+        let booted = booted.await;
+        self.rebooting.send_replace(false);
+        if let Err(error) = &booted {
+            tracing::error!(instance = %self.instance, %error, "the guest does not boot again");
+        }
+        booted.is_ok()
+    }
+
     // --- the end -----------------------------------------------------------------------------------------------------
 
     /// Ends QEMU and answers when it is gone and the watch has seen it.
@@ -477,9 +517,9 @@ impl Vm {
             tokio::select! {
                 () = qmp.closed() => return false,
                 changed = shutdown.changed() => {
-                    let guest = shutdown.borrow().as_deref().is_some_and(|reason| reason.starts_with("guest"));
+                    let guest = shutdown.borrow_and_update().as_deref().is_some_and(|why| why.starts_with("guest"));
                     if changed.is_err() { return false }
-                    if guest { return true }
+                    if guest && !self.boot_again().await { return true }
                 }
                 () = tokio::time::sleep(tick) => {}
             }
@@ -526,4 +566,30 @@ pub fn grant(socket: &Path, owner: Owner) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What version 1 of karri wrote must stay readable: a machine may outlive the karri that started it.
+    #[test]
+    fn a_file_of_version_1_is_read() {
+        let text = r#"{"version":1,"process":{"pid":4711,"start_ticks":99,"boot":"b"},"owner":{"uid":200000,"gid":200000},
+            "sockets":"/s","spec":{"instance":"i-00000001","vcpus":1,"memory_bytes":268435456,
+            "boot":{"Kernel":{"kernel":"/k","ramdisk":null,"cmdline":"c"}},
+            "disks":[{"volume":"vol-00000001","socket":"/s/a.sock"}],
+            "nics":[{"eni":"eni-00000001","mac":[2,0,0,0,0,1],"wiring":{"kind":"user","network":"172.31.0.0",
+            "prefix":20,"gateway":"172.31.0.1","dns":"172.31.0.2","guest":"172.31.0.9"}}],
+            "user_data":[35,33],"public_key":""},
+            "plugged":{"vol-00000001":{"slot":0,"disk":{"volume":"vol-00000001","socket":"/s/a.sock"}}},
+            "ended":{"Crashed":{"why":"w"}}}"#;
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("vm.json"), text).unwrap();
+        let file = Vm::load(folder.path()).unwrap();
+        assert_eq!((file.plugged.len(), file.spec.disks[0].volume.as_str()), (1, "vol-00000001"));
+        assert_eq!(file.ended, Some(Ended::Crashed { why: "w".into() }));
+        fs::write(folder.path().join("vm.json"), text.replace("\"version\":1", "\"version\":2")).unwrap();
+        assert!(Vm::load(folder.path()).unwrap_err().to_string().contains("version 2"));
+    }
 }
