@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Why it is safe: the kernel may write into a buffer until the operation's last CQE, so buffer and fd belong to the slot,
-//! not to the future. A slot is freed only by its last CQE. When the core ends, [`Ring::close`] refuses new operations,
+//! not to the future. A slot is freed only by its last CQE. When the core ends, `Ring::close` refuses new operations,
 //! cancels all, and reaps until no slot is left; slots that will not finish are leaked with their memory, never freed.
 //! The number in `user_data` carries the slot's generation, so that a late cancel cannot hit a slot's next tenant.
 //!
