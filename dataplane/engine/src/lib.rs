@@ -9,7 +9,7 @@
 //! | [`ring`] | the ring's options, descriptors, poll and eventfd operations, registered memory |
 //! | [`net`] | listeners with SO_REUSEPORT and streams |
 //! | [`http`] | HTTP/1.1: hyper on streams, with limits and draining |
-//! | [`offload`] | the bounded pool for work that blocks |
+//! | [`mod@offload`] | the bounded pool for work that blocks |
 //! | [`limit`], [`drain`] | token buckets; graceful ends |
 //! | [`buf`] | memory that an I/O operation owns until its completion |
 //! | [`disk`] | the `Disk` seam and its twins: `uring`, and the seeded `sim`; its conformance suite |
