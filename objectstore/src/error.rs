@@ -24,7 +24,7 @@ pub struct Error {
     #[source]
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
     /// Headers of the answer (a 304 has some).
-    pub headers: Option<HeaderMap>,
+    pub headers: Option<Box<HeaderMap>>,
 }
 
 macro_rules! kinds {
@@ -194,7 +194,7 @@ impl From<Error> for S3Error {
             out.set_source(source);
         }
         if let Some(headers) = e.headers {
-            out.set_headers(headers);
+            out.set_headers(*headers);
         }
         out
     }

@@ -48,7 +48,7 @@ impl ReadConditions {
         if let Some(date) = http_date(modified) {
             headers.insert(http::header::LAST_MODIFIED, date);
         }
-        Err(Error { headers: Some(headers), ..Error::from(Kind::NotModified) })
+        Err(Error { headers: Some(Box::new(headers)), ..Error::from(Kind::NotModified) })
     }
 }
 

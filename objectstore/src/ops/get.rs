@@ -277,7 +277,7 @@ fn not_satisfiable(size: u64) -> Error {
     if let Ok(value) = HeaderValue::try_from(format!("bytes */{size}")) {
         headers.insert(http::header::CONTENT_RANGE, value);
     }
-    Error { headers: Some(headers), ..Error::from(Kind::InvalidRange) }
+    Error { headers: Some(Box::new(headers)), ..Error::from(Kind::InvalidRange) }
 }
 
 /// The `n`th part as clients count them: by position, as S3 does after Complete.

@@ -10,6 +10,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use karri_base::aws::keys::{Key, KeyRing};
 use karri_base::clock::{Clock, SystemClock};
+use karri_bulk::BulkStore;
 use karri_bulk::memory::MemoryBulk;
 use karri_meta::MetaStore;
 use karri_meta::memory::MemoryStore;
@@ -36,18 +37,21 @@ pub fn ring() -> KeyRing {
     ])
 }
 
-pub struct Walrus {
+pub struct Walrus<B: BulkStore = MemoryBulk> {
     pub meta: MemoryStore,
-    pub bulk: MemoryBulk,
-    pub core: CoreRef<MemoryBulk>,
-    front: Front<MemoryBulk>,
+    pub bulk: B,
+    pub core: CoreRef<B>,
+    front: Front<B>,
 }
 
 impl Walrus {
     pub async fn new() -> Self {
         Self::over(MemoryStore::new(), MemoryBulk::new(4 << 30)).await
     }
-    pub async fn over(meta: MemoryStore, bulk: MemoryBulk) -> Self {
+}
+
+impl<B: BulkStore> Walrus<B> {
+    pub async fn over(meta: MemoryStore, bulk: B) -> Self {
         let dynamic: Arc<dyn MetaStore> = Arc::new(meta.clone());
         let shared =
             Shared::open(&dynamic, Arc::new(SystemClock), "us-east-1".into(), Metrics::default()).await.unwrap();
@@ -56,7 +60,7 @@ impl Walrus {
         Self { meta, bulk, core, front }
     }
     /// A request by AK1.
-    pub fn req(&self, method: &str, target: &str) -> Req<'_> {
+    pub fn req(&self, method: &str, target: &str) -> Req<'_, B> {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let query = query.split('&').filter(|q| !q.is_empty());
         let query = query.map(|q| q.split_once('=').unwrap_or((q, ""))).map(|(a, b)| (a.into(), b.into())).collect();
@@ -97,8 +101,8 @@ pub enum Mode {
     ChunksTrailer(usize),
 }
 
-pub struct Req<'w> {
-    walrus: &'w Walrus,
+pub struct Req<'w, B: BulkStore = MemoryBulk> {
+    walrus: &'w Walrus<B>,
     method: String,
     path: String,
     query: Vec<(String, String)>,
@@ -170,7 +174,7 @@ fn encode(text: &str, slash: bool) -> String {
         .collect()
 }
 
-impl Req<'_> {
+impl<B: BulkStore> Req<'_, B> {
     pub fn header(mut self, name: &str, value: impl Into<String>) -> Self {
         self.headers.insert(name.into(), value.into());
         self

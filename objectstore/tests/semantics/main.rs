@@ -3,6 +3,7 @@
 mod auth;
 mod buckets;
 mod client;
+mod crash;
 mod listing;
 mod multipart;
 mod objects;
