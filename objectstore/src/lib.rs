@@ -15,6 +15,8 @@
 //! | [`record`], [`keys`] | the records and where they live |
 //! | [`digest`], [`token`] | checksums, continuation tokens |
 //! | [`reclaim`] | giving space back |
+//! | [`serve`] | engine cores, listeners, the store: a running Walrus |
+//! | [`role`] | the walrus role in a cloud: keys from its identity service |
 //! | [`error`] | what can go wrong, and the table to S3's codes |
 //!
 //! Invariants: an answer of success comes after the commit; a commit checks every record that its decision read; data is
@@ -35,4 +37,9 @@ pub mod metrics;
 pub mod ops;
 pub mod reclaim;
 pub mod record;
+pub mod role;
+pub mod serve;
 pub mod token;
+
+pub use role::start;
+pub use serve::{Handle, ServeOptions, StartError, serve, standalone};

@@ -45,7 +45,7 @@ type Model = Rc<RefCell<BTreeMap<String, Key>>>;
 
 #[test]
 fn nothing_acknowledged_is_lost_and_nothing_else_shows() {
-    for seed in sim::seeds(12) {
+    for seed in sim::seeds(8) {
         sim::run(seed, |sim| async move { life(sim).await });
     }
 }
@@ -81,9 +81,9 @@ async fn life(sim: Sim) {
         }
         // The power goes at a write of the disk or at a moment.
         if rng.ppm(500_000) {
-            disk.crash_after(1 + rng.below(150));
+            disk.crash_after(1 + rng.below(100));
         }
-        exec::sleep(Duration::from_micros(rng.range(100..60_000))).await;
+        exec::sleep(Duration::from_micros(rng.range(100..12_000))).await;
         sim.kill_tasks();
         drop(clients);
         disk = disk.crash();
@@ -112,7 +112,7 @@ async fn work(walrus: Rc<Walrus<Store>>, model: Model, mut rng: Rng, client: usi
         let body: Body = match rng.below(10) {
             0..2 => None,
             2..5 => Some(bytes(&mut rng, 3_000)),
-            5..9 => Some(bytes(&mut rng, 400_000)),
+            5..9 => Some(bytes(&mut rng, 200_000)),
             _ => {
                 multipart(&walrus, &model, &mut rng, &key).await;
                 continue;
@@ -140,7 +140,7 @@ async fn multipart(walrus: &Walrus<Store>, model: &Model, rng: &mut Rng, key: &s
     if created.status != 200 {
         return;
     }
-    let body = bytes(rng, 300_000);
+    let body = bytes(rng, 150_000);
     let mut etag = String::new();
     for _ in 0..=rng.below(2) {
         let put = walrus.put(&format!("{target}?partNumber=1&uploadId={id}"), body.clone()).await;

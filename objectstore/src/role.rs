@@ -1,0 +1,184 @@
+//! The walrus role in a cloud: keys from the cloud's identity service, the last ones kept for when it is down.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use karri_base::aws::keys::{Key, KeyRing};
+use karri_base::config::Config;
+use karri_base::proto;
+use karri_base::proto::identity_client::IdentityClient;
+use karri_base::role::{Health, PeerChannels, Running};
+use karri_meta::{Batch, MetaError, MetaStore};
+use prometheus_client::registry::Registry;
+use prost::Message;
+use tonic::service::Routes;
+use tonic::transport::Channel;
+
+use crate::keys::setting;
+use crate::metrics::Metrics;
+use crate::record::codec::{Fields, Writer};
+use crate::serve::{Handle, ServeOptions, StartError, serve};
+
+/// Pauses between attempts to hear from the cloud: from, to.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// Starts the walrus role.
+pub async fn start(
+    config: &Config,
+    peers: PeerChannels,
+    meta: Arc<dyn MetaStore>,
+    registry: &mut Registry,
+) -> Result<Arc<dyn Running>, StartError> {
+    let section = config.walrus.clone().ok_or_else(|| StartError::Config {
+        what: "the configuration has no [walrus] section".into(),
+    })?;
+    let cloud = peers.cloud.ok_or_else(|| StartError::Config {
+        what: "the configuration names no cloud under [peers]; Walrus learns its keys there (without a cloud: karri walrus serve)".into(),
+    })?;
+    let keys = KeyRing::default();
+    if let Some(known) = recall(&meta).await? {
+        fill(&keys, &known);
+    }
+    let options = ServeOptions {
+        store_bytes: section.store_bytes,
+        cores: section.cores,
+        region: config.role.region.clone(),
+        metrics: Metrics::register(registry),
+        ..ServeOptions::new(section.listen, section.store, meta.clone(), keys.clone())
+    };
+    let handle = tokio::task::spawn_blocking(move || serve(options)).await;
+    let handle = handle.map_err(|e| StartError::Config { what: format!("the start was cut off: {e}") })??;
+    let watch = tokio::spawn(watch(cloud, keys.clone(), meta));
+    Ok(Arc::new(Walrus { handle: Arc::new(handle), keys, watch }))
+}
+
+struct Walrus {
+    handle: Arc<Handle>,
+    keys: KeyRing,
+    watch: tokio::task::JoinHandle<()>,
+}
+
+#[tonic::async_trait]
+impl Running for Walrus {
+    fn routes(&self) -> Routes {
+        Routes::default()
+    }
+
+    fn health(&self) -> Health {
+        let usage = self.handle.usage();
+        let trouble = if self.keys.is_empty() {
+            Some("no access keys are known yet: the cloud has not been reached".to_owned())
+        } else if usage.used >= usage.total {
+            Some("the store is full".to_owned())
+        } else {
+            None
+        };
+        let capacity = [("store_bytes_total".to_owned(), usage.total), ("store_bytes_used".to_owned(), usage.used)];
+        Health { trouble, capacity: capacity.into() }
+    }
+
+    async fn shutdown(&self) {
+        self.watch.abort();
+        let handle = self.handle.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || handle.shutdown()).await {
+            tracing::error!(role = "walrus", error = %error, "the end was cut off");
+        }
+    }
+}
+
+/// Keeps the ring as the cloud says, for ever.
+async fn watch(cloud: Channel, ring: KeyRing, meta: Arc<dyn MetaStore>) {
+    let mut pause = BACK_OFF.0;
+    let mut told = false;
+    loop {
+        match follow(cloud.clone(), &ring, &meta, &mut pause, &mut told).await {
+            Ok(()) => tracing::debug!(role = "walrus", "the cloud ended the stream of keys"),
+            // Once per outage: the known keys go on.
+            Err(error) if !told => {
+                told = true;
+                tracing::warn!(role = "walrus", error = %error, keys = ring.len(), "no news of keys; going on with those known");
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(BACK_OFF.1);
+    }
+}
+
+async fn follow(
+    cloud: Channel,
+    ring: &KeyRing,
+    meta: &Arc<dyn MetaStore>,
+    pause: &mut Duration,
+    told: &mut bool,
+) -> Result<(), tonic::Status> {
+    let mut stream = IdentityClient::new(cloud).watch_keys(proto::WatchKeysRequest {}).await?.into_inner();
+    while let Some(keys) = stream.message().await? {
+        fill(ring, &keys);
+        (*pause, *told) = (BACK_OFF.0, false);
+        if let Err(error) = remember(meta, &keys).await {
+            tracing::warn!(role = "walrus", error = %error, "the keys could not be kept for a restart without the cloud");
+        }
+    }
+    Ok(())
+}
+
+fn fill(ring: &KeyRing, keys: &proto::Keys) {
+    ring.replace(keys.keys.iter().filter(|k| k.active).filter_map(|k| {
+        let account = k.account_id.parse().map_err(|error| {
+            tracing::warn!(role = "walrus", error = %error, "the cloud sent a key of no account");
+        });
+        Some(Key {
+            access_key_id: k.access_key_id.clone(),
+            secret: k.secret_access_key.clone(),
+            account: account.ok()?,
+            arn: k.arn.clone(),
+        })
+    }));
+}
+
+/// The keys last heard, as `C keys`: one field with the gRPC message's bytes.
+async fn remember(meta: &Arc<dyn MetaStore>, keys: &proto::Keys) -> Result<(), MetaError> {
+    let mut record = Writer::new(b'C');
+    record.field(1, &keys.encode_to_vec());
+    meta.commit(Batch::new().put(setting("keys"), record.finish())).await
+}
+
+async fn recall(meta: &Arc<dyn MetaStore>) -> Result<Option<proto::Keys>, MetaError> {
+    let Some(record) = meta.get(setting("keys")).await? else { return Ok(None) };
+    let read = || -> Option<proto::Keys> {
+        let (1, bytes) = Fields::open(b'C', &record).ok()?.next().ok()?? else { return None };
+        proto::Keys::decode(bytes).ok()
+    };
+    if read().is_none() {
+        tracing::warn!(role = "walrus", "the keys kept from the last run are damaged; waiting for the cloud's");
+    }
+    Ok(read())
+}
+
+#[cfg(test)]
+mod tests {
+    use karri_meta::memory::MemoryStore;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn keys_are_kept_and_inactive_ones_are_not_valid() {
+        let meta: Arc<dyn MetaStore> = Arc::new(MemoryStore::new());
+        assert_eq!(recall(&meta).await.unwrap(), None);
+        let key = |id: &str, active| proto::Key {
+            access_key_id: id.into(),
+            secret_access_key: "s".into(),
+            account_id: "000000000001".into(),
+            arn: "arn:aws:iam::000000000001:user/admin".into(),
+            active,
+        };
+        let keys = proto::Keys { keys: vec![key("A", true), key("B", false)] };
+        remember(&meta, &keys).await.unwrap();
+        let known = recall(&meta).await.unwrap().unwrap();
+        assert_eq!(known, keys);
+        let ring = KeyRing::default();
+        fill(&ring, &known);
+        assert!(ring.get("A").is_some() && ring.get("B").is_none());
+    }
+}
