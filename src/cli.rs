@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use karri_base::config::{Hypervisor, Network};
 use karri_base::id::AccountId;
 
 use crate::layout::Layout;
 use crate::role::Role;
-use crate::{ask, chassis, image, supervisor};
+use crate::{ask, chassis, image, standalone, supervisor};
 
 #[derive(Parser)]
 #[command(
@@ -42,9 +42,9 @@ enum Command {
     /// Run the node role: this host's virtual machines
     Node(RoleArgs),
     /// Run the storage role: this host's volumes
-    Storage(RoleArgs),
+    Storage(StorageArgs),
     /// Run the walrus role: S3
-    Walrus(RoleArgs),
+    Walrus(WalrusArgs),
 }
 
 #[derive(Args)]
@@ -79,6 +79,70 @@ struct RoleArgs {
     /// The role's TOML file
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+}
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
+struct StorageArgs {
+    /// The role's TOML file
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    alone: Option<StorageAlone>,
+}
+
+#[derive(Subcommand)]
+enum StorageAlone {
+    /// Export one volume without a cloud, until told to stop
+    Export {
+        /// The store: a file (made with SIZE where it is not there) or a block device
+        #[arg(long, value_name = "FILE[:SIZE]")]
+        store: String,
+        /// The volume; made where it is not there
+        #[arg(long, value_name = "NAME:SIZE")]
+        volume: String,
+        /// Listen on this vhost-user-blk socket
+        #[arg(long, value_name = "SOCK")]
+        vhost_user: Option<PathBuf>,
+        /// iSCSI listener (not in this version)
+        #[arg(long, value_name = "ADDR")]
+        iscsi: Option<SocketAddr>,
+        /// AoE (not in this version)
+        #[arg(long, value_name = "IFACE:SHELF.SLOT")]
+        aoe: Option<String>,
+        /// Virtqueues
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        queues: u16,
+    },
+}
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
+struct WalrusArgs {
+    /// The role's TOML file
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    alone: Option<WalrusAlone>,
+}
+
+#[derive(Subcommand)]
+enum WalrusAlone {
+    /// Serve S3 without a cloud, to one key, until told to stop
+    Serve {
+        /// Folder of records and data; made where it is not there
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+        /// S3 listener; port 0 picks a free one
+        #[arg(long, value_name = "ADDR")]
+        listen: SocketAddr,
+        /// The key's id
+        #[arg(long, value_name = "K")]
+        access_key: String,
+        /// Its secret
+        #[arg(long, value_name = "S")]
+        secret_key: String,
+    },
 }
 
 /// `karri up`'s flags; each wins over the same key of `--config`.
@@ -151,7 +215,58 @@ pub fn run() -> Result<ExitCode> {
         Command::Cloud(args) => chassis::run(Role::Cloud, &args.config),
         Command::Cluster(args) => chassis::run(Role::Cluster, &args.config),
         Command::Node(args) => chassis::run(Role::Node, &args.config),
-        Command::Storage(args) => chassis::run(Role::Storage, &args.config),
-        Command::Walrus(args) => chassis::run(Role::Walrus, &args.config),
+        Command::Storage(StorageArgs { alone: None, config }) => role(Role::Storage, config),
+        Command::Storage(StorageArgs { alone: Some(alone), .. }) => export(alone),
+        Command::Walrus(WalrusArgs { alone: None, config }) => role(Role::Walrus, config),
+        Command::Walrus(WalrusArgs { alone: Some(alone), .. }) => {
+            let WalrusAlone::Serve { store, listen, access_key, secret_key } = alone;
+            standalone::serve(&standalone::Serve { store, listen, access_key, secret_key })
+        }
+    }
+}
+
+fn role(role: Role, config: Option<PathBuf>) -> Result<ExitCode> {
+    chassis::run(role, &config.context("--config FILE is missing")?)
+}
+
+fn export(alone: StorageAlone) -> Result<ExitCode> {
+    let StorageAlone::Export { store, volume, vhost_user, iscsi, aoe, queues } = alone;
+    if iscsi.is_some() || aoe.is_some() {
+        bail!("iSCSI and AoE are not in this version; export the volume with --vhost-user SOCK");
+    }
+    standalone::export(&standalone::Export { store, volume, vhost_user, queues })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_contracts_forms_are_understood() {
+        Cli::command().debug_assert();
+        let fine = [
+            "up --state /s --config f --api 127.0.0.1:0 --s3 [::1]:0 --console 127.0.0.1:1 --iscsi 127.0.0.1:2 \
+             --metrics 127.0.0.1:3 --region r --account-id 123456789012 --hypervisor fake --network user --keep-instances",
+            "env --state /s",
+            "status",
+            "cloud --config f",
+            "cluster --config f",
+            "node --config f",
+            "storage --config f",
+            "walrus --config f",
+            "storage export --store f:1G --volume v:1G --vhost-user s --iscsi 127.0.0.1:0 --aoe eth0:1.2 --queues 2",
+            "image add n --root f --kernel k --ramdisk r --state /s",
+            "walrus serve --store d --listen 127.0.0.1:0 --access-key k --secret-key s",
+        ];
+        for line in fine {
+            let parsed = Cli::try_parse_from(["karri"].into_iter().chain(line.split_whitespace()));
+            assert!(parsed.is_ok(), "{line}: {}", parsed.err().map(|e| e.to_string()).unwrap_or_default());
+        }
+        for line in ["storage", "walrus", "cloud", "up --network tunnel", "image add n", "up --account-id 1"] {
+            let parsed = Cli::try_parse_from(["karri"].into_iter().chain(line.split_whitespace()));
+            assert!(parsed.is_err(), "{line} was taken");
+        }
     }
 }

@@ -11,6 +11,7 @@
 //! | [`peers`] | mutual-TLS channels between roles |
 //! | [`ask`] | `env` and `status` |
 //! | [`image`] | `image add` |
+//! | [`standalone`] | `walrus serve` and `storage export` |
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ mod layout;
 mod peers;
 mod pki;
 mod role;
+mod standalone;
 mod supervisor;
 
 use std::process::ExitCode;

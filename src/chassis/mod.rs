@@ -66,13 +66,6 @@ pub fn run(role: Role, config: &Path) -> Result<ExitCode> {
     code
 }
 
-/// Runs something that is a role without a cloud (`walrus serve`, `storage export`) until it is told to stop.
-#[allow(dead_code, reason = "for the stand-alone forms")]
-pub async fn until_stopped(running: Arc<dyn Running>) -> Result<ExitCode> {
-    stop_requested()?.await;
-    Ok(stop_role("stand-alone", running.as_ref()).await)
-}
-
 /// A role that has started and is about to listen.
 struct Process {
     role: Role,
@@ -189,8 +182,8 @@ async fn lock(role: Role, state: &Path) -> Result<Lock> {
     }
 }
 
-/// The role's records.
-async fn records(path: &Path, registry: &mut Registry) -> Result<Arc<dyn MetaStore>> {
+/// A role's records.
+pub async fn records(path: &Path, registry: &mut Registry) -> Result<Arc<dyn MetaStore>> {
     let path = path.to_owned();
     let store = tokio::task::spawn_blocking(move || RocksStore::open(path, &Options::default())).await??;
     store.register(registry);
@@ -208,12 +201,13 @@ async fn start_role(
         Role::Cloud => Ok(karri_control::cloud::start(config, peers, meta, registry).await?),
         Role::Cluster => Ok(karri_control::cluster::start(config, peers, meta, registry).await?),
         Role::Node => Ok(karri_control::node::start(config, peers, meta, registry).await?),
-        role => bail!("the {role} role is not in this build"),
+        Role::Storage => Ok(karri_blockstore::role::start(config, peers, meta, registry).await?),
+        Role::Walrus => Ok(karri_objectstore::role::start(config, peers, meta, registry).await?),
     }
 }
 
 /// Resolves at SIGTERM, SIGINT, or when the supervisor is gone.
-fn stop_requested() -> Result<impl Future<Output = ()>> {
+pub fn stop_requested() -> Result<impl Future<Output = ()>> {
     let mut term = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (orphaned, orphan) = tokio::sync::oneshot::channel();

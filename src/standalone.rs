@@ -1,0 +1,123 @@
+//! A role's service without a cloud: `walrus serve` and `storage export`. Benches, tests and other tools attach to them.
+//!
+//! They have no gRPC and no certificates; the rest (records, shutdown by signal) is as in a role process.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use karri_base::observe;
+use karri_base::role::Running;
+use karri_base::units::parse_bytes;
+
+use crate::ask::print;
+use crate::chassis;
+
+/// What `storage export` was asked for.
+pub struct Export {
+    /// `FILE[:SIZE]`.
+    pub store: String,
+    /// `NAME:SIZE`.
+    pub volume: String,
+    /// vhost-user-blk socket.
+    pub vhost_user: Option<PathBuf>,
+    /// Virtqueues.
+    pub queues: u16,
+}
+
+/// Exports one volume until told to stop.
+pub fn export(asked: &Export) -> Result<ExitCode> {
+    let Some(socket) = asked.vhost_user.clone() else {
+        bail!("nothing to export the volume on: give --vhost-user SOCK");
+    };
+    let (store, store_bytes) = file_and_size(&asked.store)?;
+    let (volume, size) = asked
+        .volume
+        .rsplit_once(':')
+        .with_context(|| format!("--volume {:?}: want NAME:SIZE, such as disk:10G", asked.volume))?;
+    let options = karri_blockstore::role::ExportOptions {
+        store: store.clone(),
+        store_bytes,
+        volume: volume.to_owned(),
+        size: size_of("--volume", size)?,
+        vhost_user: socket.clone(),
+        queues: asked.queues,
+        read_only: false,
+    };
+    let records = beside(&store, "meta");
+    observe::init_logs();
+    runtime()?.block_on(async {
+        let mut registry = observe::registry("storage");
+        let meta = chassis::records(&records, &mut registry).await?;
+        let exported = karri_blockstore::role::export(options, meta, &mut registry).await?;
+        print(&format!("ready: {volume} on {}\n", socket.display()));
+        chassis::stop_requested()?.await;
+        exported.shutdown().await;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// `FILE` or `FILE:SIZE`; a colon that no size follows belongs to the name.
+fn file_and_size(text: &str) -> Result<(PathBuf, Option<u64>)> {
+    match text.rsplit_once(':') {
+        Some((file, size)) if size.starts_with(|c: char| c.is_ascii_digit()) && !size.contains('/') => {
+            Ok((file.into(), Some(size_of("--store", size)?)))
+        }
+        _ => Ok((text.into(), None)),
+    }
+}
+
+fn size_of(flag: &str, text: &str) -> Result<u64> {
+    parse_bytes(text).map_err(|why| anyhow::anyhow!("{flag}: {why}"))
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(suffix);
+    name.into()
+}
+
+/// What `walrus serve` was asked for.
+pub struct Serve {
+    /// The folder of records and data.
+    pub store: PathBuf,
+    /// The S3 listener.
+    pub listen: SocketAddr,
+    /// The one key.
+    pub access_key: String,
+    /// Its secret.
+    pub secret_key: String,
+}
+
+/// Serves S3 to one key until told to stop.
+pub fn serve(asked: &Serve) -> Result<ExitCode> {
+    observe::init_logs();
+    let (access, secret) = (&asked.access_key, &asked.secret_key);
+    let walrus = karri_objectstore::serve::standalone(&asked.store, asked.listen, access, secret, "us-east-1")?;
+    print(&format!("ready: S3 at http://{}\n", walrus.local_addr()));
+    runtime()?.block_on(async {
+        chassis::stop_requested()?.await;
+        anyhow::Ok(())
+    })?;
+    walrus.shutdown();
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_may_have_a_size() {
+        assert_eq!(file_and_size("/a/b").unwrap(), ("/a/b".into(), None));
+        assert_eq!(file_and_size("/a/b:2G").unwrap(), ("/a/b".into(), Some(2 << 30)));
+        assert_eq!(file_and_size("/dev/disk/by-id/x:0/y").unwrap().1, None);
+        assert!(file_and_size("/a/b:2Q").unwrap_err().to_string().contains("--store"));
+    }
+}
