@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use karri_base::role::Health;
 use karri_bulk::{BulkStore, EXTENT_BYTES, Usage};
@@ -132,6 +133,20 @@ impl Host {
         let usage = self.with_store(0, |store| async move { Ok(store.usage()) }).await?;
         *lock(&self.usage) = usage;
         Ok(usage)
+    }
+
+    /// Keeps the figures of [`health`](Self::health) fresh while the host lives.
+    pub(super) fn watch_usage(self: &Arc<Self>) {
+        let host = Arc::downgrade(self);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                let Some(host) = host.upgrade() else { return };
+                if host.usage().await.is_err() {
+                    return;
+                }
+            }
+        });
     }
 
     // ---- commands ----

@@ -15,6 +15,8 @@ mod images;
 mod metrics;
 mod service;
 mod standalone;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -69,6 +71,7 @@ pub async fn start(
     let (cores, shelf) = open_store(&storage.store, Some(storage.store_bytes), storage.cores).await?;
     let host = Host::new(Catalog::new(meta), cores, shelf, storage.sockets.clone(), images);
     host.recover().await?;
+    host.watch_usage();
     metrics::register(registry, &host);
     Ok(Arc::new(StorageRole { host }))
 }

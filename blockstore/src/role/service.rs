@@ -16,7 +16,7 @@ use crate::store::NewVolume;
 use crate::store::record::{Source, Volume as VolumeRecord};
 
 pub(super) struct Service {
-    host: Arc<Host>,
+    pub(super) host: Arc<Host>,
 }
 
 impl Service {

@@ -62,6 +62,7 @@ pub async fn export(
     let (cores, shelf) = open_store(&options.store, options.store_bytes, 1).await?;
     let host = Host::new(Catalog::new(meta), cores, shelf, PathBuf::new(), None);
     host.recover().await?;
+    host.watch_usage();
     let new = NewVolume { name: options.volume.clone(), size: options.size, account: String::new(), source: None };
     host.create(new).await?;
     let server = host.serve_at(&options.volume, &options.vhost_user, options.queues, options.read_only).await?;

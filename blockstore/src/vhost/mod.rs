@@ -14,6 +14,8 @@
 
 mod queue;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::fs;
 use std::io::ErrorKind;
@@ -195,7 +197,7 @@ fn accept(shared: &Shared, device: &Arc<Device>, core: &mpsc::UnboundedSender<qu
 }
 
 #[cfg(test)]
-mod tests {
+mod path_tests {
     use super::*;
 
     #[test]

@@ -20,6 +20,7 @@ mod crash_tests;
 mod extent;
 #[cfg(test)]
 mod extent_tests;
+mod limited;
 mod memory;
 mod order;
 
@@ -28,6 +29,7 @@ use std::future::Future;
 use karri_engine::buf::Buf;
 
 pub use extent::{ExtentVolume, Stats, load_map};
+pub use limited::{Limited, Limits};
 pub use memory::MemoryVolume;
 
 use crate::error::Error;

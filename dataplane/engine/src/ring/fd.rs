@@ -3,10 +3,11 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::{Rc, Weak};
+use std::task::Poll;
 
 use io_uring::{opcode, types};
 
-use super::{Keep, OnDrop, Ring, current};
+use super::{Keep, MultiOp, OnDrop, Ring, current};
 
 /// A descriptor that closes when its last user is gone, operations in flight included. Clones are the same one.
 #[derive(Clone)]
@@ -77,6 +78,59 @@ pub async fn poll(fd: &Fd, events: i16) -> io::Result<i16> {
     // SAFETY: the entry has no address; the slot keeps the fd.
     let op = unsafe { current().submit(entry, Keep::Nothing, Some(fd.clone()), OnDrop::Cancel) };
     op.await.0.result().map(|n| n as i16)
+}
+
+/// A standing poll: one submission for any number of events.
+pub struct Polls {
+    fd: Fd,
+    events: i16,
+    op: Option<MultiOp>,
+}
+
+impl std::fmt::Debug for Polls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Polls").field("fd", &self.fd).finish_non_exhaustive()
+    }
+}
+
+/// Watches `fd` for `events` until dropped. It tells of each time that something happened, not of a state: an eventfd
+/// that is watched like this need never be read. Belongs to the core that polls it first.
+pub fn polls(fd: Fd, events: i16) -> Polls {
+    Polls { fd, events, op: None }
+}
+
+impl Polls {
+    /// Resolves when something happened since the last answer; several times may become one, and one may be spurious.
+    ///
+    /// # Errors
+    /// ECANCELED when the core is stopping; EBADF and the like.
+    ///
+    /// # Panics
+    /// Outside a core.
+    pub async fn next(&mut self) -> io::Result<()> {
+        std::future::poll_fn(|cx| {
+            let mut happened = false;
+            loop {
+                let (fd, events) = (&self.fd, self.events);
+                let op = self.op.get_or_insert_with(|| {
+                    let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), events as u16 as u32);
+                    // SAFETY: the entry has no address; the slot keeps the fd.
+                    unsafe { current().submit_multi(entry.multi(true).build(), Keep::Nothing, Some(fd.clone())) }
+                });
+                match op.poll_next(cx) {
+                    Poll::Ready(Some(cqe)) => match cqe.result() {
+                        Ok(_) => happened = true,
+                        Err(e) => return Poll::Ready(Err(e)),
+                    },
+                    // The kernel ended it (a full completion queue): begun anew.
+                    Poll::Ready(None) => self.op = None,
+                    Poll::Pending if happened => return Poll::Ready(Ok(())),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await
+    }
 }
 
 /// Waits for and takes an eventfd's counter, as a virtqueue's kick or any other doorbell. The eventfd may be blocking or

@@ -57,7 +57,7 @@ use std::time::{Duration, Instant};
 use io_uring::{EnterFlags, IoUring, opcode, squeue, types};
 use slab::Slab;
 
-pub use fd::{Fd, poll, read_eventfd};
+pub use fd::{Fd, Polls, poll, polls, read_eventfd};
 use probe::Features;
 
 use crate::buf::Buf;

@@ -1,0 +1,297 @@
+//! Through the socket, as a guest: real I/O, reconnects, replays, hostile rings, and memory that changes under I/O.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use karri_bulk::local::{LocalStore, Options as StoreOptions};
+use karri_engine::buf::Buf;
+use karri_engine::cores::{CoreOptions, Cores};
+use karri_engine::disk::uring::{OpenOptions, UringDisk};
+use karri_meta::MetaStore;
+use karri_meta::memory::MemoryStore;
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt, SeedableRng};
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostUserConfigFlags;
+
+use super::Server;
+use crate::driver::{Driver, Options, T_DISCARD, T_GET_ID, T_IN, T_OUT, T_WRITE_ZEROES};
+use crate::error::Error;
+use crate::role::core_local::CoreLocal;
+use crate::store::{Catalog, NewVolume};
+use crate::virtio::block::Device;
+use crate::volume::{Done, ExtentVolume, Volume};
+
+const MIB: u64 = 1 << 20;
+
+type Local = ExtentVolume<LocalStore<UringDisk>>;
+
+/// A store on a real file and a core; what a process is.
+struct Process {
+    cores: Cores,
+    held: CoreLocal<Local>,
+}
+
+struct Bed {
+    dir: tempfile::TempDir,
+    meta: Arc<dyn MetaStore>,
+}
+
+impl Bed {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().expect("a folder"), meta: Arc::new(MemoryStore::new()) }
+    }
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("a.sock")
+    }
+    /// Opens everything as after a start.
+    fn start(&self, size: u64) -> Process {
+        let cores = Cores::start(1, &CoreOptions::default()).expect("io_uring");
+        let (path, held, catalog) = (self.dir.path().join("store"), CoreLocal::new(), Catalog::new(self.meta.clone()));
+        let job = move || async move {
+            let open = OpenOptions { create: true, size: Some(64 * MIB), lock: true, ..OpenOptions::default() };
+            let disk = UringDisk::open(&path, &open).expect("disk");
+            let store = LocalStore::open_or_format(disk, "test", StoreOptions::default()).await.expect("store");
+            catalog.collect(&store).await.expect("collect");
+            let new = NewVolume { name: "vol-a".into(), size, account: "1".into(), source: None };
+            catalog.create(&new, None).await.expect("create");
+            held.set(catalog.open("vol-a", store).await.expect("open"));
+        };
+        cores.handle(0).run_blocking(job).expect("the core runs");
+        Process { cores, held }
+    }
+}
+
+impl Process {
+    fn serve(&self, path: &Path, size: u64, queues: u16, read_only: bool) -> Server {
+        let held = self.held;
+        start(&self.cores, path, Device::new(size, queues, read_only), move || (*held.get()).clone())
+    }
+    /// kill -9, as far as the front end and the store can tell: nothing in flight is answered, nothing is flushed.
+    fn kill(self) {
+        let held = self.held;
+        let _ = self.cores.handle(0).run_blocking(move || async move { drop(held.take()) });
+        self.cores.shutdown();
+    }
+}
+
+fn start<V: Volume>(
+    cores: &Cores,
+    path: &Path,
+    device: Arc<Device>,
+    make: impl FnOnce() -> V + Send + 'static,
+) -> Server {
+    let started = Server::start(path, device, cores.handle(0), make);
+    tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(started).expect("serve")
+}
+
+fn small() -> Options {
+    Options { queues: 1, size: 16, buffer: 2 << 20, event_idx: true }
+}
+
+#[test]
+fn a_guest_reads_what_it_wrote() {
+    let bed = Bed::new();
+    let process = bed.start(8 * MIB);
+    let server = process.serve(&bed.path(), 8 * MIB, 2, false);
+    for event_idx in [true, false] {
+        let mut d = Driver::connect(&bed.path(), Options { event_idx, queues: 2, ..small() }).expect("connect");
+        assert_eq!(d.capacity(), 8 * MIB);
+        let data: Vec<u8> = (0..2 * MIB).map(|i| (i * 31 % 251) as u8).collect();
+        d.write(MIB - 4096, &data).expect("across extents");
+        assert_eq!(d.read(MIB - 4096, data.len()).unwrap(), data);
+        d.write(512, &[7; 1024]).expect("sectors");
+        assert_eq!(d.read(0, 2048).unwrap(), [vec![0; 512], vec![7; 1024], vec![0; 512]].concat());
+        d.flush().unwrap();
+        d.unmap(T_DISCARD, MIB, MIB).unwrap();
+        d.unmap(T_WRITE_ZEROES, 512, 512).unwrap();
+        assert_eq!(d.read(MIB, 4096).unwrap(), [0; 4096]);
+        assert_eq!(d.read(0, 2048).unwrap(), [vec![0; 1024], vec![7; 512], vec![0; 512]].concat());
+        d.unmap(T_DISCARD, 0, 8 * MIB).unwrap();
+        assert_eq!(d.request(T_GET_ID, 0, 20).unwrap(), 0);
+        assert_eq!(d.request(99, 0, 0).unwrap(), 2);
+        assert_eq!(d.request(T_IN, 8 * MIB / 512, 512).unwrap(), 1);
+        // The second queue works too, and many at once.
+        for slot in 0..16 {
+            d.submit(1, slot, T_OUT, u64::from(slot) * 8, 4096);
+        }
+        d.publish(1);
+        for _ in 0..16 {
+            let (slot, _) = d.next(1, Duration::from_secs(10)).expect("a completion");
+            assert_eq!(d.status(1, slot), 0);
+        }
+        // Write-through: the driver switches the cache off.
+        d.frontend().set_config(32, VhostUserConfigFlags::empty(), &[0]).expect("cache mode");
+        d.write(0, &[1; 4096]).unwrap();
+        d.frontend().set_config(32, VhostUserConfigFlags::empty(), &[1]).expect("cache mode");
+        d.unmap(T_DISCARD, 0, 8 * MIB).unwrap();
+        assert_eq!(d.stop_queue(0).unwrap(), u32::from(d.offered(0)));
+    }
+    server.stop();
+    assert!(!bed.path().exists());
+}
+
+#[test]
+fn a_read_only_device_refuses_changes() {
+    let bed = Bed::new();
+    let process = bed.start(2 * MIB);
+    let server = process.serve(&bed.path(), 2 * MIB, 1, true);
+    let mut d = Driver::connect(&bed.path(), small()).expect("connect");
+    assert!(d.write(0, &[1; 512]).is_err());
+    assert_eq!(d.read(0, 512).unwrap(), [0; 512]);
+    d.flush().unwrap();
+    server.stop();
+}
+
+/// A volume whose requests stay where they are until it is told to let them go.
+#[derive(Clone)]
+struct Stuck<V> {
+    inner: V,
+    stuck: Arc<Mutex<bool>>,
+}
+
+impl<V: Volume> Stuck<V> {
+    async fn pass(&self) {
+        while *self.stuck.lock().unwrap() {
+            karri_engine::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+impl<V: Volume> Volume for Stuck<V> {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+    async fn read(&self, at: u64, buf: Buf) -> Done {
+        self.pass().await;
+        self.inner.read(at, buf).await
+    }
+    async fn write(&self, at: u64, buf: Buf, fua: bool) -> Done {
+        self.pass().await;
+        self.inner.write(at, buf, fua).await
+    }
+    async fn flush(&self) -> Result<(), Error> {
+        self.inner.flush().await
+    }
+    async fn discard(&self, at: u64, len: u64) -> Result<(), Error> {
+        self.inner.discard(at, len).await
+    }
+    async fn write_zeroes(&self, at: u64, len: u64) -> Result<(), Error> {
+        self.inner.write_zeroes(at, len).await
+    }
+}
+
+#[test]
+fn what_a_killed_back_end_left_is_done_by_the_next() {
+    let bed = Bed::new();
+    let first = bed.start(8 * MIB);
+    let stuck = Arc::new(Mutex::new(false));
+    let (held, flag) = (first.held, stuck.clone());
+    let device = Device::new(8 * MIB, 1, false);
+    let server = start(&first.cores, &bed.path(), device, move || Stuck { inner: (*held.get()).clone(), stuck: flag });
+    let mut d = Driver::connect(&bed.path(), small()).expect("connect");
+    d.write(0, &[1; 4096]).unwrap();
+    d.flush().unwrap();
+    // Five writes are taken and not answered; two more are offered and not even taken.
+    *stuck.lock().unwrap() = true;
+    for slot in 0..5u16 {
+        let at = d.buffer_at(0, slot);
+        d.memory.write(at, &[0x10 + slot as u8; 4096]).unwrap();
+        d.submit(0, slot, T_OUT, u64::from(slot) * 8, 4096);
+    }
+    d.publish(0);
+    while server.stats().requests.load(Relaxed) < 7 {
+        std::thread::yield_now();
+    }
+    first.kill();
+    drop(server);
+    d.disconnect();
+    for slot in 5..7u16 {
+        let at = d.buffer_at(0, slot);
+        d.memory.write(at, &[0x10 + slot as u8; 4096]).unwrap();
+        d.submit(0, slot, T_OUT, u64::from(slot) * 8, 4096);
+    }
+    d.publish(0);
+    assert!(d.poll(0).is_none(), "nothing was answered");
+
+    let second = bed.start(8 * MIB);
+    let _ = std::fs::remove_file(bed.path());
+    let server = second.serve(&bed.path(), 8 * MIB, 1, false);
+    d.reconnect().expect("reconnect");
+    let mut seen = [false; 7];
+    for _ in 0..7 {
+        let (slot, _) = d.next(0, Duration::from_secs(10)).expect("replayed");
+        assert_eq!(d.status(0, slot), 0);
+        assert!(!std::mem::replace(&mut seen[usize::from(slot)], true), "slot {slot} was answered twice");
+    }
+    assert_eq!(server.stats().replayed.load(Relaxed), 5);
+    for slot in 0..7 {
+        assert_eq!(d.read(slot * 4096, 4096).unwrap(), [0x10 + slot as u8; 4096], "slot {slot}");
+    }
+    // A lost connection without a death: the same, with nothing to replay.
+    d.reconnect().expect("reconnect");
+    assert_eq!(d.read(0, 4096).unwrap(), [0x10; 4096]);
+    assert_eq!(server.stats().replayed.load(Relaxed), 5);
+    server.stop();
+}
+
+#[test]
+fn memory_may_change_while_requests_run() {
+    let bed = Bed::new();
+    let process = bed.start(8 * MIB);
+    let server = process.serve(&bed.path(), 8 * MIB, 1, false);
+    let mut d = Driver::connect(&bed.path(), small()).expect("connect");
+    for round in 0..50u64 {
+        for slot in 0..16u16 {
+            let kind = if (round + u64::from(slot)).is_multiple_of(2) { T_OUT } else { T_IN };
+            d.submit(0, slot, kind, u64::from(slot) * 256, 65536);
+        }
+        d.publish(0);
+        d.resend_memory().expect("the table again");
+        for _ in 0..16 {
+            let (slot, _) = d.next(0, Duration::from_secs(10)).expect("a completion");
+            assert_eq!(d.status(0, slot), 0);
+        }
+    }
+    // Taken away altogether: the queue stops, nothing else does.
+    d.frontend().reset_device().expect("reset");
+    d.reconnect().expect("reconnect");
+    d.write(0, &[3; 512]).unwrap();
+    server.stop();
+}
+
+#[test]
+fn hostile_rings_hurt_nobody() {
+    let bed = Bed::new();
+    let process = bed.start(8 * MIB);
+    let server = process.serve(&bed.path(), 8 * MIB, 1, false);
+    let mut rng = StdRng::seed_from_u64(7);
+    let addresses = [0u64, 0x10_0000, 0x10_0100, 0x10_8000, 0x10_8fff, 0x20_0000, u64::MAX - 15, 0x7e00_0000_0000];
+    let lens = [0u32, 1, 15, 16, 17, 48, 512, 4096, 4097, 1 << 20, u32::MAX];
+    for round in 0..60 {
+        let mut d = Driver::connect(&bed.path(), small()).expect("the server goes on");
+        for i in 0..16 {
+            let (addr, len) = (addresses[rng.random_range(0..8)], lens[rng.random_range(0..11)]);
+            d.write_descriptor(0, i, addr, len, rng.random_range(0..8), rng.random_range(0..20));
+        }
+        for _ in 0..rng.random_range(1..16) {
+            d.offer(0, rng.random_range(0..17));
+        }
+        if round % 3 == 0 {
+            d.set_avail_index(0, rng.next_u32() as u16);
+        }
+        d.publish(0);
+        d.kick(0);
+        // The control connection still answers; so the core does.
+        d.stop_queue(0).expect("it stops");
+    }
+    let mut d = Driver::connect(&bed.path(), small()).expect("connect");
+    d.write(0, &[9; 4096]).expect("a decent guest is served");
+    assert_eq!(d.read(0, 4096).unwrap(), [9; 4096]);
+    server.stop();
+}
