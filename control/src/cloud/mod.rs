@@ -43,11 +43,14 @@ mod http_tests;
 mod tests;
 #[cfg(test)]
 mod watch_tests;
+#[cfg(test)]
+mod zone_tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use karri_base::aws::keys::KeyRing;
 use karri_base::aws::verify::Verifier;
@@ -251,7 +254,7 @@ impl CloudRole {
                 }
             }
         }));
-        cloud.flows.resume();
+        cloud.flows.resume(Duration::ZERO);
         tracing::info!(role = "cloud", api = %addr, zone = %cloud.zone, "the APIs are served");
         Ok(Self { cloud, addr, stop, tasks: Mutex::new(tasks) })
     }

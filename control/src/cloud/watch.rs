@@ -93,6 +93,7 @@ pub async fn run(cloud: &Cloud, settings: Settings) {
         let done = tokio::select! {
             _ = tick.tick() => look_at_cluster(cloud, &mut memory).await,
             _ = storage_tick.tick() => {
+                cloud.flows.resume(settings.storage_every);
                 let looked = look_at_storage(cloud, &mut memory).await;
                 forget(cloud, settings).await.map_err(|e| e.to_string()).and(looked)
             }

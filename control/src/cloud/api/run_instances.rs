@@ -177,10 +177,13 @@ pub async fn run(call: &Call<'_>, mut request: ec2::RunInstancesRequest) -> ApiR
     let launch = launch(call, &mut request)?;
     let image_id = request.image_id.clone().ok_or_else(|| ApiError::missing("ImageId"))?;
     let (made, fresh) = call.cloud.store.change(|txn| reserve(call, txn, &request, &image_id, &launch)).await?;
-    if fresh {
-        place(call, &launch).await?;
+    let placed = if fresh { place(call, &launch).await? } else { Vec::new() };
+    // As it is reserved: the flows may be faster than the answer.
+    let answer = reservation(call, &made);
+    for id in placed {
+        call.cloud.flows.kick(Subject::Instance(id.to_string()));
     }
-    reservation(call, &made)
+    answer
 }
 
 /// Reserves all that was asked for, or finds what the same token reserved before.
@@ -287,8 +290,8 @@ fn reserve(
     Ok((launch.reservation.clone(), true))
 }
 
-/// Finds hosts. Instances that found none are forgotten, all of them when fewer than the least number found one.
-async fn place(call: &Call<'_>, launch: &Launch) -> ApiResult<()> {
+/// Finds hosts and answers who is to be started. Instances that found none are forgotten, all of them when fewer than the least number found one.
+async fn place(call: &Call<'_>, launch: &Launch) -> ApiResult<Vec<InstanceId>> {
     let flows = &call.cloud.flows;
     let tries = futures_util::stream::iter(launch.ids.clone()).map(|id| async move {
         let refused = tokio::time::timeout(PLACE_WAIT, flows.place_first(&id)).await.ok().flatten();
@@ -319,11 +322,8 @@ async fn place(call: &Call<'_>, launch: &Launch) -> ApiResult<()> {
     if !forget.is_empty() {
         forget_instances(call, &forget, (!enough).then_some(launch)).await?;
     }
-    for id in placed {
-        flows.kick(Subject::Instance(id.to_string()));
-    }
     if enough {
-        return Ok(());
+        return Ok(placed);
     }
     tracing::warn!(request_id = %call.request_id, account = %call.account(), error = %why, "no room for instances");
     Err(ApiError::new(

@@ -235,18 +235,21 @@ impl Flows {
         }
     }
 
-    /// Goes on with every flow that a former process left.
-    pub fn resume(&self) {
-        for instance in self.store.list::<Instance>() {
-            if instance.flow.is_some() {
-                self.kick(Subject::Instance(instance.id.to_string()));
-            }
-        }
-        for volume in self.store.list::<Volume>() {
-            if volume.flow.is_some() {
-                self.kick(Subject::Volume(volume.id.to_string()));
-            }
-        }
+    /// Gives a worker to every flow that is older than `age` and has none: what a former process left, or a request
+    /// that failed between its commit and its kick.
+    pub fn resume(&self, age: Duration) {
+        let before = self.clock.now().0.saturating_sub(age.as_micros() as u64);
+        let instances = self.store.list::<Instance>();
+        let instances = instances.iter().filter(|i| i.flow.as_ref().is_some_and(|f| f.begun_us <= before));
+        let volumes = self.store.list::<Volume>();
+        let volumes = volumes.iter().filter(|v| v.flow.as_ref().is_some_and(|f| f.begun_us <= before));
+        let left: Vec<Subject> = instances
+            .map(|i| Subject::Instance(i.id.to_string()))
+            .chain(volumes.map(|v| Subject::Volume(v.id.to_string())))
+            .collect();
+        let idle =
+            |subject: &Subject| !self.workers.lock().unwrap_or_else(PoisonError::into_inner).contains_key(subject);
+        left.into_iter().filter(idle).for_each(|subject| self.kick(subject));
     }
 
     /// Sees to it that a record's flow is worked on. Call it after the commit that set the flow.
