@@ -27,14 +27,17 @@ mod standalone;
 mod supervisor;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 fn main() -> ExitCode {
-    match cli::run() {
-        Ok(code) => code,
-        Err(error) => {
-            // One line, causes included: what failed, on what, why.
-            eprintln!("karri: {error:#}");
-            ExitCode::FAILURE
-        }
+    let code = cli::run().unwrap_or_else(|error| {
+        // One line, causes included: what failed, on what, why.
+        eprintln!("karri: {error:#}");
+        ExitCode::FAILURE
+    });
+    // Tasks that were let go may hold a store for a moment longer; see there.
+    if !karri_meta::rocks::wait_closed(Duration::from_secs(3)) {
+        tracing::warn!("a metadata store is still open at the end");
     }
+    code
 }

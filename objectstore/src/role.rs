@@ -29,9 +29,10 @@ pub async fn start(
     meta: Arc<dyn MetaStore>,
     registry: &mut Registry,
 ) -> Result<Arc<dyn Running>, StartError> {
-    let section = config.walrus.clone().ok_or_else(|| StartError::Config {
-        what: "the configuration has no [walrus] section".into(),
-    })?;
+    let section = config
+        .walrus
+        .clone()
+        .ok_or_else(|| StartError::Config { what: "the configuration has no [walrus] section".into() })?;
     let cloud = peers.cloud.ok_or_else(|| StartError::Config {
         what: "the configuration names no cloud under [peers]; Walrus learns its keys there (without a cloud: karri walrus serve)".into(),
     })?;

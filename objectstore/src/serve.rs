@@ -236,7 +236,9 @@ pub fn serve(options: ServeOptions) -> Result<Handle, StartError> {
     {
         let (store, meta, usage) = (store.clone(), meta.clone(), usage.clone());
         // Its answer is the channels'.
-        let _ = cores.handle(0).try_run(move || keep(store, store_bytes, meta, clock, region, metrics, usage, ready, life))?;
+        let _ = cores
+            .handle(0)
+            .try_run(move || keep(store, store_bytes, meta, clock, region, metrics, usage, ready, life))?;
     }
     let mut ends = Ends { sites: vec![], keeper: Some(end) };
     let opened = is_ready.recv().unwrap_or(Err(StartError::Core(RunError::Closed)));
@@ -320,7 +322,8 @@ async fn keep(
     mut life: Life,
 ) {
     let opening = async {
-        let disk = UringDisk::open(&path, &OpenOptions { create: true, size: bytes, lock: true, ..OpenOptions::default() })?;
+        let disk =
+            UringDisk::open(&path, &OpenOptions { create: true, size: bytes, lock: true, ..OpenOptions::default() })?;
         let store = LocalStore::open_or_format(disk, &path.display().to_string(), Options::default()).await?;
         let shared = Shared::open(&meta, clock, region, metrics).await?;
         // Before anything is served: whatever of these no record names belongs to nobody.
@@ -409,8 +412,7 @@ impl Site {
 
     fn open(&self) -> Result<(Listener, Store, SocketAddr), StartError> {
         let listener = Listener::bind(self.listen)?;
-        let address =
-            listener.local_addr().map_err(|source| StartError::Listen { address: self.listen, source })?;
+        let address = listener.local_addr().map_err(|source| StartError::Listen { address: self.listen, source })?;
         let disk = UringDisk::open(&self.store, &OpenOptions::default())?;
         Ok((listener, self.sharer.attach(disk), address))
     }

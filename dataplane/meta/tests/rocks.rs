@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -196,4 +197,14 @@ fn kill_9_loses_nothing_that_was_answered() {
             assert_eq!(twin, Ok(Some(value)), "round {round}: a commit is whole");
         }
     }
+}
+
+#[test]
+fn a_process_can_wait_until_its_stores_are_closed() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = RocksStore::open(folder.path().join("meta"), &Options::default()).unwrap();
+    assert!(!karri_meta::rocks::wait_closed(Duration::ZERO), "one is open");
+    drop(store);
+    // Tests of the same process may have others open, but not for long.
+    assert!(karri_meta::rocks::wait_closed(Duration::from_secs(60)));
 }

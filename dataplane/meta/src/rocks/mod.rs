@@ -12,8 +12,9 @@ mod metrics;
 mod queue;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_channel::oneshot;
@@ -95,6 +96,37 @@ pub struct RocksStore {
     reads: Arc<Queue<Read>>,
     metrics: Metrics,
     threads: Vec<JoinHandle<()>>,
+    // Last, so that it goes after the database.
+    _open: OpenMark,
+}
+
+/// How many stores this process has open.
+static OPEN: Mutex<usize> = Mutex::new(0);
+static CLOSED: Condvar = Condvar::new();
+
+#[derive(Debug)]
+struct OpenMark;
+
+impl OpenMark {
+    fn new() -> Self {
+        *OPEN.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Self
+    }
+}
+
+impl Drop for OpenMark {
+    fn drop(&mut self) {
+        *OPEN.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        CLOSED.notify_all();
+    }
+}
+
+/// Waits until every store of this process is closed, at most `patience`; whether they are. A process that ends with
+/// one open aborts: RocksDB's threads meet its destroyed statics. What was committed is durable either way.
+pub fn wait_closed(patience: Duration) -> bool {
+    let open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let (open, _) = CLOSED.wait_timeout_while(open, patience, |open| *open > 0).unwrap_or_else(PoisonError::into_inner);
+    *open == 0
 }
 
 impl RocksStore {
@@ -115,6 +147,7 @@ impl RocksStore {
             metrics: Metrics::default(),
             threads: Vec::new(),
             dir,
+            _open: OpenMark::new(),
         };
         store.spawn_threads(options)?;
         Ok(store)
