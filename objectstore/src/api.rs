@@ -141,6 +141,7 @@ operations! {
     delete_bucket DeleteBucket DeleteBucketInput DeleteBucketOutput bucket input;
     put_object PutObject PutObjectInput PutObjectOutput put request;
     get_object GetObject GetObjectInput GetObjectOutput get input;
+    get_object_tagging GetObjectTagging GetObjectTaggingInput GetObjectTaggingOutput get input;
     head_object HeadObject HeadObjectInput HeadObjectOutput get input;
     copy_object CopyObject CopyObjectInput CopyObjectOutput copy request;
     delete_object DeleteObject DeleteObjectInput DeleteObjectOutput delete input;

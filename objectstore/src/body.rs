@@ -334,7 +334,7 @@ impl Source {
             if self.taken + (filled + n) as u64 > self.limit {
                 return Err(Kind::IncompleteBody.into());
             }
-            let buf = buf.get_or_insert_with(|| Buf::zeroed(left.max(1)));
+            let buf = buf.get_or_insert_with(|| Buf::for_read(left.max(1)));
             buf.bytes_mut()[filled..filled + n].copy_from_slice(&chunk[..n]);
             chunk.advance(n);
             filled += n;
@@ -434,20 +434,11 @@ fn start<B: BulkStore>(core: &CoreRef<B>, piece: Piece) -> Read {
 }
 
 async fn read<B: BulkStore>(bulk: B, id: BlobId, at: u64, len: usize) -> Result<Result<Bytes, Gone>> {
-    let (outcome, buf) = bulk.read_blob(id, at, Buf::zeroed(len)).await;
+    let (outcome, buf) = bulk.read_blob(id, at, Buf::for_read(len)).await;
     match outcome {
-        Ok(()) => Ok(Ok(Bytes::from_owner(Owned(buf)))),
+        Ok(()) => Ok(Ok(Bytes::from_owner(buf))),
         Err(BulkError::NotFound { .. }) => Ok(Err(Gone)),
         Err(e) => Err(e.into()),
-    }
-}
-
-/// A buffer that hyper sends from without a copy.
-struct Owned(Buf);
-
-impl AsRef<[u8]> for Owned {
-    fn as_ref(&self) -> &[u8] {
-        self.0.bytes()
     }
 }
 

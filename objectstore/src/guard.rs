@@ -40,7 +40,7 @@ pub fn check(head: &Parts) -> Result<Framing> {
     if head.method == Method::POST && header(&head.headers, "content-type").is_some_and(is_form) {
         return Err(Error::new(Kind::NotImplemented, "POST form uploads are not supported."));
     }
-    check_subresource(&query)?;
+    check_subresource(&head.method, &query)?;
     check_headers(&head.headers)?;
     if query.has("X-Amz-Algorithm") || query.has("X-Amz-Signature") || query.has("X-Amz-Credential") {
         check_presigned(&query, &head.headers)?;
@@ -95,10 +95,13 @@ impl<'q> Query<'q> {
 
 /// Refuses subresources that Walrus does not have. `s3s` takes those that it does not know for the plain operation of the
 /// same method: `PUT /bucket?fancy` must not be CreateBucket.
-fn check_subresource(query: &Query<'_>) -> Result<()> {
+fn check_subresource(method: &Method, query: &Query<'_>) -> Result<()> {
     for (name, value) in &query.0 {
         // A name without a value is a subresource; parameters have values.
         let bare = value.is_none_or(str::is_empty);
+        if bare && method != Method::GET && matches!(*name, "tagging" | "versioning") {
+            return Err(Error::new(Kind::NotImplemented, format!("Changing {name} is not supported.")));
+        }
         if bare && !name.starts_with("X-Amz-") && !SUBRESOURCES.contains(name) && !EMPTY_PARAMETERS.contains(name) {
             return Err(Error::new(Kind::NotImplemented, format!("The subresource {name:?} is not supported.")));
         }
@@ -106,8 +109,8 @@ fn check_subresource(query: &Query<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What Walrus has; the others are refused before their bodies are read.
-const SUBRESOURCES: &[&str] = &["delete", "location", "uploads", "versioning"];
+/// What Walrus has, or has for reading; the others are refused before their bodies are read.
+const SUBRESOURCES: &[&str] = &["delete", "location", "tagging", "uploads", "versioning"];
 
 /// Parameters that clients send empty.
 const EMPTY_PARAMETERS: &[&str] = &[

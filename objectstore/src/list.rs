@@ -270,7 +270,7 @@ mod tests {
                 prop_assert_eq!(more, pages.len() + names.len() < whole.len());
                 pages.extend(names);
                 if !more { break }
-                start = Start::After(pages.last().unwrap()[2..].as_bytes().to_vec());
+                start = Start::After(pages.last().unwrap().as_bytes()[2..].to_vec());
             }
             prop_assert_eq!(pages, whole);
         }

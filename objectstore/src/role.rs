@@ -148,7 +148,7 @@ async fn remember(meta: &Arc<dyn MetaStore>, keys: &proto::Keys) -> Result<(), M
 async fn recall(meta: &Arc<dyn MetaStore>) -> Result<Option<proto::Keys>, MetaError> {
     let Some(record) = meta.get(setting("keys")).await? else { return Ok(None) };
     let read = || -> Option<proto::Keys> {
-        let (1, bytes) = Fields::open(b'C', &record).ok()?.next().ok()?? else { return None };
+        let (1, bytes) = Fields::open(b'C', &record).ok()?.pull().ok()?? else { return None };
         proto::Keys::decode(bytes).ok()
     };
     if read().is_none() {

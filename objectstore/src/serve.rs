@@ -235,10 +235,12 @@ pub fn serve(options: ServeOptions) -> Result<Handle, StartError> {
     let (end, life) = End::new();
     {
         let (store, meta, usage) = (store.clone(), meta.clone(), usage.clone());
-        // Its answer is the channels'.
-        let _ = cores
-            .handle(0)
-            .try_run(move || keep(store, store_bytes, meta, clock, region, metrics, usage, ready, life))?;
+        // The channels tell what becomes of it.
+        drop(
+            cores
+                .handle(0)
+                .try_run(move || keep(store, store_bytes, meta, clock, region, metrics, usage, ready, life))?,
+        );
     }
     let mut ends = Ends { sites: vec![], keeper: Some(end) };
     let opened = is_ready.recv().unwrap_or(Err(StartError::Core(RunError::Closed)));
@@ -264,7 +266,7 @@ pub fn serve(options: ServeOptions) -> Result<Handle, StartError> {
             shared: shared.clone(),
             candidates: candidates.take(),
         };
-        let _ = core.try_run(move || site.run(ready, life))?;
+        drop(core.try_run(move || site.run(ready, life))?);
         ends.sites.push(end);
         match is_ready.recv().unwrap_or(Err(StartError::Core(RunError::Closed))) {
             Ok(address) => local = address,

@@ -2,7 +2,7 @@
 //!
 //! Fields: `role`, `account`, `request_id`, `instance`, `volume`, `bucket`, `core`, `error`. Lines are JSON when
 //! standard error is not a terminal or `KARRI_LOG_FORMAT=json`; `KARRI_LOG` filters as `tracing` does
-//! (`info`, `karri_engine=debug`). Secrets and payloads are never logged.
+//! (`info`, `karri_engine=debug`); the default is `info` without `s3s`, which calls every client's mistake an error. Secrets and payloads are never logged.
 
 use std::io::IsTerminal;
 
@@ -12,7 +12,7 @@ use prometheus_client::registry::Registry;
 /// Sets up logging for the process; a second call does nothing.
 pub fn init_logs() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("KARRI_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,s3s=off"));
     let json = match std::env::var("KARRI_LOG_FORMAT") {
         Ok(format) => format == "json",
         Err(_) => !std::io::stderr().is_terminal(),

@@ -6,8 +6,8 @@ use http::{HeaderMap, HeaderValue};
 use karri_base::clock::UnixMicros;
 use karri_bulk::BulkStore;
 use s3s::dto::{
-    ChecksumMode, ChecksumType as DtoChecksumType, ETag, GetObjectInput, GetObjectOutput, HeadObjectInput,
-    HeadObjectOutput, Metadata, Range, StorageClass, Timestamp,
+    ChecksumMode, ChecksumType as DtoChecksumType, ETag, GetObjectInput, GetObjectOutput, GetObjectTaggingInput,
+    GetObjectTaggingOutput, HeadObjectInput, HeadObjectOutput, Metadata, Range, StorageClass, Timestamp,
 };
 use time::OffsetDateTime;
 
@@ -131,6 +131,19 @@ pub async fn head_object<B: BulkStore>(
         website_redirect_location: h.website_redirect,
         ..Default::default()
     })
+}
+
+/// GetObjectTagging: no object has tags yet. aws cli asks before it copies in parts.
+pub async fn get_object_tagging<B: BulkStore>(
+    core: &CoreRef<B>,
+    caller: &Caller,
+    input: GetObjectTaggingInput,
+) -> Result<GetObjectTaggingOutput> {
+    check_version(input.version_id.as_deref())?;
+    let owner = input.expected_bucket_owner.as_deref();
+    let bucket = core.bucket(caller, &input.bucket, owner, Access::Read).await?;
+    core.object(bucket.value.id, &input.key).await?.ok_or(Kind::NoSuchKey)?;
+    Ok(GetObjectTaggingOutput::default())
 }
 
 /// What S3 says of an object that came without a Content-Type.

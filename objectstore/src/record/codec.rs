@@ -126,7 +126,7 @@ impl<'a> Fields<'a> {
     }
 
     /// The next field.
-    pub fn next(&mut self) -> Result<Option<(u8, &'a [u8])>, Damage> {
+    pub fn pull(&mut self) -> Result<Option<(u8, &'a [u8])>, Damage> {
         let Some(&tag) = self.record.get(self.at) else { return Ok(None) };
         let (mut len, mut shift, mut at) = (0usize, 0u32, self.at + 1);
         loop {

@@ -158,7 +158,7 @@ impl Bucket {
     pub fn decode(record: &[u8]) -> Result<Self, Damage> {
         let mut fields = Fields::open(b'B', record)?;
         let (mut id, mut owner, mut created, mut region, mut deleting, mut fence) = (None, None, None, None, false, 0);
-        while let Some((tag, bytes)) = fields.next()? {
+        while let Some((tag, bytes)) = fields.pull()? {
             match tag {
                 1 => id = Some(BucketId(number(tag, bytes)?)),
                 2 => owner = Some(text(tag, bytes)?),
@@ -198,7 +198,7 @@ impl Object {
         let mut fields = Fields::open(b'O', record)?;
         let (mut size, mut modified, mut md5, mut data, mut checksum, mut owner) = (None, None, None, None, None, None);
         let mut headers = Headers::default();
-        while let Some((tag, bytes)) = fields.next()? {
+        while let Some((tag, bytes)) = fields.pull()? {
             match tag {
                 1 => size = Some(number(tag, bytes)?),
                 2 => modified = Some(UnixMicros(number(tag, bytes)?)),
@@ -240,7 +240,7 @@ impl Upload {
         let mut fields = Fields::open(b'U', record)?;
         let (mut initiated, mut owner, mut initiator, mut checksum) = (None, None, None, None);
         let mut headers = Headers::default();
-        while let Some((tag, bytes)) = fields.next()? {
+        while let Some((tag, bytes)) = fields.pull()? {
             match tag {
                 2 => initiated = Some(UnixMicros(number(tag, bytes)?)),
                 6 => owner = Some(text(tag, bytes)?),
@@ -279,7 +279,7 @@ impl Part {
     }
     fn read(fields: &mut Fields<'_>) -> Result<Option<Self>, Damage> {
         let (mut size, mut modified, mut md5, mut data, mut checksum) = (None, None, None, None, None);
-        while let Some((tag, bytes)) = fields.next()? {
+        while let Some((tag, bytes)) = fields.pull()? {
             match tag {
                 1 => size = Some(number(tag, bytes)?),
                 2 => modified = Some(UnixMicros(number(tag, bytes)?)),

@@ -206,7 +206,8 @@ async fn check(walrus: &Walrus<Store>, model: &Model) {
 
 /// Everything goes; nothing may stay behind.
 async fn finish(walrus: &Walrus<Store>, model: &Model) {
-    for key in model.borrow().keys() {
+    let keys: Vec<String> = model.borrow().keys().cloned().collect();
+    for key in keys {
         walrus.req("DELETE", &format!("/bucket/{key}")).send().await.ok();
     }
     walrus.req("DELETE", "/bucket").send().await.ok();
