@@ -107,7 +107,7 @@ fn karri(settings: &Settings, folder: &Path) -> Result<Target, String> {
     let mut args: Vec<String> = args.map(str::to_owned).into();
     args.extend(["--volume".into(), format!("bench:{mib}M")]);
     args.extend(["--vhost-user".into(), socket.display().to_string()]);
-    let mut server = Server::new(OURS);
+    let mut server = Server::pinned(OURS);
     server.spawn(&program, &args, folder, "karri.log")?;
     connect(server, folder, &socket, "karri.log")
 }
@@ -125,7 +125,7 @@ fn qsd(settings: &Settings, folder: &Path, raw: &Path) -> Result<Target, String>
             socket.display()
         ),
     ];
-    let mut server = Server::new(QSD);
+    let mut server = Server::pinned(QSD);
     server.spawn(Path::new(QSD), &args, folder, "qsd.log")?;
     connect(server, folder, &socket, "qsd.log")
 }
@@ -137,6 +137,8 @@ fn fio_sample(settings: &Settings, raw: &Path, work: Workload) -> Result<Sample,
     };
     let output = Command::new("fio")
         .args(["--name=bench", "--ioengine=io_uring", "--direct=1", "--time_based", "--output-format=json"])
+        // From submission on: what the others' latencies are, too.
+        .args(["--lat_percentiles=1", "--clat_percentiles=0"])
         .args([format!("--filename={}", raw.display()), format!("--rw={rw}"), format!("--bs={}", work.bytes)])
         .args([format!("--iodepth={}", work.depth), format!("--runtime={}ms", settings.time().as_millis())])
         .output()
@@ -147,7 +149,7 @@ fn fio_sample(settings: &Settings, raw: &Path, work: Workload) -> Result<Sample,
     let number = |value: &serde_json::Value| value.as_f64().ok_or_else(bad);
     let rate = number(&job[side]["iops"])?;
     let cpu_percent = number(&job["usr_cpu"])? + number(&job["sys_cpu"])?;
-    let latency = |share: &str| number(&job[side]["clat_ns"]["percentile"][share]).map(|ns| ns / 1000.0);
+    let latency = |share: &str| number(&job[side]["lat_ns"]["percentile"][share]).map(|ns| ns / 1000.0);
     let (p50_us, p99_us) = (latency("50.000000")?, latency("99.000000")?);
     Ok(Sample { operations: 0, rate, cpu_us: cpu_percent * 1e4 / rate, p50_us, p99_us })
 }

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use crate::Settings;
 use crate::load::{ACCESS_KEY, Bucket, SECRET_KEY, Workload};
-use crate::server::{Server, free_port, installed, pin_load};
+use crate::server::{Server, free_port, installed};
 use crate::table::Results;
 
 const OURS: &str = "karri";
@@ -46,7 +46,6 @@ pub fn run(settings: &Settings) -> Result<(), String> {
         let bucket = Bucket::make(addr).map_err(|e| format!("{}: {e}", server.name))?;
         targets.push((server, bucket));
     }
-    pin_load();
     let (small, large) = if settings.quick { (200, 20) } else { (1000, 100) };
     for (server, bucket) in &targets {
         let filled = bucket.fill(4 << 10, small).and_then(|()| bucket.fill(1 << 20, large));

@@ -17,13 +17,21 @@ const TICK_US: u64 = 10_000;
 pub struct Server {
     /// As the tables call it.
     pub name: &'static str,
+    pinned: bool,
     children: Vec<Child>,
 }
 
 impl Server {
-    /// A server of no process yet.
+    /// A server of no process yet, free to use every core.
     pub fn new(name: &'static str) -> Self {
-        Self { name, children: Vec::new() }
+        Self { name, pinned: false, children: Vec::new() }
+    }
+
+    /// A server of no process yet, kept to one core where there are two.
+    pub fn pinned(name: &'static str) -> Self {
+        let mut server = Self::new(name);
+        server.pinned = true;
+        server
     }
 
     /// Starts a process of it, output to `log`.
@@ -33,7 +41,7 @@ impl Server {
     pub fn spawn(&mut self, program: &Path, args: &[String], folder: &Path, log: &str) -> Result<(), String> {
         let io = |e: std::io::Error| format!("{}: {e}", program.display());
         let log = File::create(folder.join(log)).map_err(io)?;
-        let mut command = pinned(program, SERVER_CORE);
+        let mut command = if self.pinned { on_core(program, SERVER_CORE) } else { Command::new(program) };
         command.args(args).current_dir(folder).stdin(Stdio::null()).stderr(log.try_clone().map_err(io)?).stdout(log);
         self.children.push(command.spawn().map_err(io)?);
         Ok(())
@@ -86,7 +94,7 @@ fn two_cores() -> bool {
     Path::new("/sys/devices/system/cpu/cpu1").exists() && installed(Path::new("taskset"))
 }
 
-fn pinned(program: &Path, core: &str) -> Command {
+fn on_core(program: &Path, core: &str) -> Command {
     if !two_cores() {
         return Command::new(program);
     }
