@@ -264,6 +264,9 @@ impl Hypervisor for Qemu {
     }
 
     async fn adopt(&self) -> Result<Vec<InstanceId>, HypervisorError> {
+        if self.config.confine {
+            process::sweep_limits();
+        }
         let mut adopting = Vec::new();
         for entry in fs::read_dir(&self.config.folder).into_iter().flatten().flatten() {
             let folder = entry.path();

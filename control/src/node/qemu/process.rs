@@ -179,6 +179,21 @@ pub fn unlimit(name: String) {
     });
 }
 
+/// Removes cgroups without processes that earlier nodes left: their machines ended while no node was there. One that was
+/// made just now may be about to get its process.
+pub fn sweep_limits() {
+    for controller in ["", "memory", "cpu", "pids"] {
+        let groups = fs::read_dir(Path::new("/sys/fs/cgroup").join(controller).join("karri"));
+        for group in groups.into_iter().flatten().flatten() {
+            let made = group.metadata().and_then(|meta| meta.modified()).ok();
+            let old = made.and_then(|at| at.elapsed().ok()).is_some_and(|age| age.as_secs() > 60);
+            if old && group.file_type().is_ok_and(|kind| kind.is_dir()) {
+                let _ = fs::remove_dir(group.path());
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
