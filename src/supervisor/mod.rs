@@ -204,7 +204,7 @@ fn role_config(
     let grpc = |role| Some(addresses.of(role).grpc);
     let store = |role, given: &settings::Store| -> Result<_> {
         let path = given.path.clone().unwrap_or_else(|| layout.role_state(role).join("store"));
-        let bytes = settings::store_bytes(given.size, layout.root())?;
+        let bytes = settings::store_bytes(given.size, &path, layout.root())?;
         Ok((path, bytes, given.cores.unwrap_or(1)))
     };
     let mut config = Config {

@@ -98,10 +98,12 @@ impl Settings {
 }
 
 /// The size of a store file made anew where none was given: 45 % of the file system's free space (two stores share
-/// it), in whole GiB, at least 1 GiB. The file is sparse, so that is a limit and not an expense.
-pub fn store_bytes(given: Option<u64>, folder: &Path) -> Result<u64> {
-    if let Some(given) = given {
-        return Ok(given);
+/// it), in whole GiB, at least 1 GiB. The file is sparse, so that is a limit and not an expense. A store that is there
+/// keeps its size: free space is another at every start.
+pub fn store_bytes(given: Option<u64>, store: &Path, folder: &Path) -> Result<u64> {
+    let there = std::fs::metadata(store).ok().filter(|meta| meta.is_file()).map_or(0, |meta| meta.len());
+    if there > 0 || given.is_some() {
+        return Ok(there.max(given.unwrap_or(0)));
     }
     let fs = rustix::fs::statvfs(folder).with_context(|| format!("asking {}'s free space", folder.display()))?;
     Ok((fs.f_bavail * fs.f_frsize / 100 * 45 / GIB * GIB).max(GIB))
@@ -110,6 +112,17 @@ pub fn store_bytes(given: Option<u64>, folder: &Path) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_store_that_is_there_keeps_its_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().join("store");
+        assert_eq!(store_bytes(Some(3 << 30), &store, dir.path()).unwrap(), 3 << 30);
+        assert!(store_bytes(None, &store, dir.path()).unwrap() >= 1 << 30);
+        std::fs::File::create(&store).unwrap().set_len(5 << 20).unwrap();
+        assert_eq!(store_bytes(None, &store, dir.path()).unwrap(), 5 << 20);
+        assert_eq!(store_bytes(Some(1 << 20), &store, dir.path()).unwrap(), 5 << 20);
+    }
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
