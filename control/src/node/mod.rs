@@ -54,10 +54,10 @@ pub enum StartError {
     #[error("the configuration has no [node] section; `karri node` needs one with `credentials`")]
     NoSection,
     /// No such network here.
-    #[error("[node] network: {0}")]
+    #[error("[node] network")]
     Network(#[source] NetError),
     /// The hypervisor or a folder is not to be had.
-    #[error("{what}: {source}")]
+    #[error("{what}")]
     Host {
         /// What is missing.
         what: String,
