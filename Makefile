@@ -49,7 +49,7 @@ sim: setup
 
 # Hostile bytes against every parser, each target for so long: `make fuzz TARGET=part-of-a-name SECONDS=60`.
 fuzz: setup
-	@NONE_IS_FINE=$(TARGET) KARRI_FUZZ_SECONDS=$(or $(SECONDS),60) scripts/test -p karri --test fuzz $(TARGET)
+	@NONE_IS_FINE=$(TARGET) KARRI_FUZZ_SECONDS=$(or $(SECONDS),60) scripts/test --workspace $(or $(TARGET),fuzz)
 	@fuzz/run $(or $(TARGET),all) $(or $(SECONDS),60)
 
 # Figures side by side with peers, in one run.
