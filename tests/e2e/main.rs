@@ -1,0 +1,17 @@
+//! End to end: the real binary, real clients (aws cli, s3cmd, boto3), a booted guest. Every test has its own state
+//! folder and ports, waits on conditions, and ends what it started.
+//!
+//! | module | shows |
+//! |---|---|
+//! | [`s3`] | the quick start's S3 part, with aws cli and s3cmd |
+//! | [`vm`] | image, instance, console, volume written by one guest and read by another |
+//! | [`faults`] | kill -9 of each role: nothing acknowledged is lost, instances go on |
+//! | [`refusals`] | bad input gets its protocol's error, or a message that says what to change |
+
+#![forbid(unsafe_code)]
+
+mod cloud;
+mod faults;
+mod refusals;
+mod s3;
+mod vm;
