@@ -53,6 +53,9 @@ pub struct Settings {
     /// The volume's size in MiB.
     #[arg(long, default_value_t = 2048)]
     volume_mib: u64,
+    /// Only the workloads whose name contains this, such as `randwrite`.
+    #[arg(long, default_value = "")]
+    only: String,
     /// About one minute for everything.
     #[arg(long)]
     quick: bool,

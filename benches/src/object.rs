@@ -53,7 +53,7 @@ pub fn run(settings: &Settings) -> Result<(), String> {
     }
     let mut results = Results::default();
     for round in 0..settings.rounds {
-        for (workload, work) in WORKLOADS {
+        for (workload, work) in WORKLOADS.into_iter().filter(|(name, _)| name.contains(&settings.only)) {
             // Each server is first in some round.
             targets.rotate_left(1);
             for (server, bucket) in &targets {
