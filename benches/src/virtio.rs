@@ -39,6 +39,8 @@ const MEMORY: usize = (DATA + SLOTS_MAX as u64 * DATA_STRIDE) as usize;
 
 const F_VERSION_1: u64 = 1 << 32;
 const F_EVENT_IDX: u64 = 1 << 29;
+/// Without it a device that keeps the standard syncs every write (virtio 1.2, 5.2.6.2); guests take it.
+const F_FLUSH: u64 = 1 << 9;
 const DESC_NEXT: u16 = 1;
 const DESC_WRITE: u16 = 2;
 const USED_NO_NOTIFY: u16 = 1;
@@ -98,7 +100,7 @@ impl Device {
         frontend.set_owner().map_err(step("SET_OWNER"))?;
         let offered = frontend.get_features().map_err(step("GET_FEATURES"))?;
         let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        let features = offered & (F_VERSION_1 | F_EVENT_IDX | protocol);
+        let features = offered & (F_VERSION_1 | F_EVENT_IDX | F_FLUSH | protocol);
         let mut config = [0; 60];
         if offered & protocol != 0 {
             let offered = frontend.get_protocol_features().map_err(|e| format!("GET_PROTOCOL_FEATURES: {e}"))?;
@@ -163,7 +165,7 @@ impl Device {
     /// Runs random requests for `time`; answers the rate and latencies.
     ///
     /// # Errors
-    /// A sentence, where a request fails or the server does not answer for 10 seconds.
+    /// A sentence, where a request fails or the server does not answer for 30 seconds.
     pub fn run(&mut self, work: Workload, time: Duration, seed: u64) -> Result<Sample, String> {
         let places = self.capacity / u64::from(work.bytes);
         let sectors = u64::from(work.bytes / 512);
@@ -273,8 +275,8 @@ impl Device {
         self.memory.store(self.used.to_le(), place, Ordering::Release).map_err(|e| e.to_string())?;
         fence(Ordering::SeqCst);
         while self.used_index()? == self.used {
-            if self.called.wait(10_000, &mut [EpollEvent::default()]).is_ok_and(|ready| ready == 0) {
-                return Err("the server has not answered for 10 s".into());
+            if self.called.wait(30_000, &mut [EpollEvent::default()]).is_ok_and(|ready| ready == 0) {
+                return Err("the server has not answered for 30 s".into());
             }
             let _ = self.call.read();
         }
