@@ -15,7 +15,7 @@
 //! | [`record`], [`keys`] | the records and where they live |
 //! | [`digest`], [`token`] | checksums, continuation tokens |
 //! | [`reclaim`] | giving space back |
-//! | [`serve`] | engine cores, listeners, the store: a running Walrus |
+//! | [`mod@serve`] | engine cores, listeners, the store: a running Walrus |
 //! | [`role`] | the walrus role in a cloud: keys from its identity service |
 //! | [`error`] | what can go wrong, and the table to S3's codes |
 //!

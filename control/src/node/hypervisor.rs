@@ -1,7 +1,7 @@
 //! `Hypervisor`: the seam between a node and what runs its virtual machines.
 //!
 //! Implementations: [`super::qemu`] (QEMU over QMP) and [`super::fake`] (in memory, with fault switches). Both pass
-//! [`super::conformance`]. A hypervisor knows machines, disks and wires; records, generations, images and capacity are
+//! `super::conformance`. A hypervisor knows machines, disks and wires; records, generations, images and capacity are
 //! the node role's.
 //!
 //! ```text

@@ -2,7 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`format`] | superblock, log groups, sizes: what lies where |
+//! | [`mod@format`] | superblock, log groups, sizes: what lies where |
 //! | [`record`] | the log's records |
 //! | [`space`] | which units are free (pure) |
 //! | `pool` | space and record room, shared by the cores, and claims on them |
