@@ -20,6 +20,7 @@ use crate::store::record::{Export, Source, Volume as VolumeRecord};
 use crate::store::{Catalog, NewVolume};
 use crate::vhost::Server;
 use crate::virtio::block::Device;
+use crate::volume::journal::{self, Journal};
 use crate::volume::{ExtentVolume, Stats};
 
 /// What lives on one core.
@@ -54,6 +55,8 @@ pub(super) struct Host {
     cores: Cores,
     shelf: CoreLocal<Shelf>,
     sockets: PathBuf,
+    /// Folder of the journals of open volumes.
+    journals: PathBuf,
     images: Option<Images>,
     /// Exports at work, by volume.
     pub(super) open: Mutex<BTreeMap<String, Open>>,
@@ -76,6 +79,7 @@ impl Host {
         cores: Cores,
         shelf: CoreLocal<Shelf>,
         sockets: PathBuf,
+        journals: PathBuf,
         images: Option<Images>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -83,6 +87,7 @@ impl Host {
             cores,
             shelf,
             sockets,
+            journals,
             images,
             open: Mutex::default(),
             locks: Mutex::default(),
@@ -278,6 +283,33 @@ impl Host {
 
     // ---- exports at work ----
 
+    fn journal_of(&self, name: &str) -> PathBuf {
+        self.journals.join(format!("{name}.journal"))
+    }
+
+    /// Commits what a killed predecessor (or a close that failed) noted of a volume.
+    async fn replay_journal(&self, name: &str, volume: &VolumeRecord) -> Result<(), Error> {
+        let path = self.journal_of(name);
+        let broken =
+            |e: std::io::Error| Error::Invalid { what: format!("journal {}", path.display()), why: e.to_string() };
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(broken(e)),
+        };
+        let boot = journal::boot_id().map_err(broken)?;
+        if let Some((serial, entries)) = journal::read(&bytes, &boot)?
+            && serial == volume.serial
+        {
+            let (catalog, to, size) = (self.catalog.clone(), name.to_owned(), volume.size);
+            let replayed = self
+                .with_store(0, move |store| async move { catalog.replay(&to, serial, size, &entries, &store).await });
+            let entries = replayed.await?;
+            tracing::info!(volume = name, entries, "replayed a journal");
+        }
+        std::fs::remove_file(&path).map_err(broken)
+    }
+
     fn socket_of(&self, name: &str, generation: u64) -> PathBuf {
         // The generation is part of the path: a fenced-off front end that tries again finds nothing there.
         self.sockets.join(format!("{name}-{generation}.sock"))
@@ -309,6 +341,7 @@ impl Host {
         export: Export,
     ) -> Result<Arc<Server>, Error> {
         let core = self.core_of(volume.serial);
+        self.replay_journal(name, volume).await?;
         let stats = self.open_on(core, name).await?;
         let device = Device::new(volume.size, queues, export.read_only);
         let (shelf, key) = (self.shelf, name.to_owned());
@@ -329,8 +362,15 @@ impl Host {
 
     async fn open_on(&self, core: usize, name: &str) -> Result<Arc<Stats>, Error> {
         let (catalog, name, shelf) = (self.catalog.clone(), name.to_owned(), self.shelf);
+        let path = self.journal_of(&name);
         self.with_store(core, move |store| async move {
+            let serial = catalog.volume(&name).await?.serial;
             let volume = catalog.open(&name, store).await?;
+            let journal = journal::boot_id().and_then(|boot| Journal::create(&path, serial, &boot));
+            volume.set_journal(
+                journal
+                    .map_err(|e| Error::Invalid { what: format!("journal {}", path.display()), why: e.to_string() })?,
+            );
             let stats = volume.stats();
             shelf.get().open.borrow_mut().insert(name, volume);
             Ok(stats)
@@ -339,14 +379,15 @@ impl Host {
     }
 
     async fn close_on(&self, core: usize, name: &str) -> Result<(), Error> {
-        let (name, shelf) = (name.to_owned(), self.shelf);
+        let (name, shelf, path) = (name.to_owned(), self.shelf, self.journal_of(name));
         self.with_store(core, move |_| async move {
             let volume = shelf.get().open.borrow_mut().remove(&name);
-            if let Some(volume) = volume
-                && let Err(e) = volume.close().await
-            {
-                // What the guest flushed is durable; the rest it was never promised.
-                tracing::error!(volume = name, error = e.chain(), "a volume's last flush failed");
+            let Some(volume) = volume else { return Ok(()) };
+            match volume.close().await {
+                // All of it is committed.
+                Ok(()) => drop(std::fs::remove_file(path)),
+                // The journal stays: the next start commits what it holds.
+                Err(e) => tracing::error!(volume = name, error = e.chain(), "a volume's last flush failed"),
             }
             Ok(())
         })
@@ -365,10 +406,20 @@ impl Host {
 
     /// Brings everything back to what the records say.
     pub(super) async fn recover(&self) -> Result<(), Error> {
+        super::private_folder(&self.journals)?;
+        let mut all_replayed = true;
+        for (name, volume) in self.catalog.volumes().await? {
+            if let Err(e) = self.replay_journal(&name, &volume).await {
+                tracing::error!(volume = name, error = e.chain(), "a journal could not be replayed");
+                lock(&self.troubles).insert(name, e.chain());
+                all_replayed = false;
+            }
+        }
         let catalog = self.catalog.clone();
         self.with_store(0, move |store| async move {
             let unfinished = catalog.drop_images(&store, |_, base| !base.sealed).await?;
-            let orphans = catalog.collect(&store).await?;
+            // What a journal names that was not replayed is not an orphan.
+            let orphans = if all_replayed { catalog.collect(&store).await? } else { 0 };
             if unfinished > 0 || orphans > 0 {
                 tracing::info!(unfinished_images = unfinished, orphaned_extents = orphans, "cleaned up");
             }

@@ -12,6 +12,8 @@
 pub mod core_local;
 mod host;
 mod images;
+#[cfg(test)]
+mod kill_tests;
 mod metrics;
 mod service;
 mod standalone;
@@ -69,7 +71,8 @@ pub async fn start(
         None => None,
     };
     let (cores, shelf) = open_store(&storage.store, Some(storage.store_bytes), storage.cores).await?;
-    let host = Host::new(Catalog::new(meta), cores, shelf, storage.sockets.clone(), images);
+    let journals = config.role.state.join("journals");
+    let host = Host::new(Catalog::new(meta), cores, shelf, storage.sockets.clone(), journals, images);
     host.recover().await?;
     host.watch_usage();
     metrics::register(registry, &host);

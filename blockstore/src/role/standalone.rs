@@ -60,7 +60,9 @@ pub async fn export(
         return Err(Error::Invalid { what: "number of queues".into(), why });
     }
     let (cores, shelf) = open_store(&options.store, options.store_bytes, 1).await?;
-    let host = Host::new(Catalog::new(meta), cores, shelf, PathBuf::new(), None);
+    let mut journals = options.store.clone().into_os_string();
+    journals.push(".journals");
+    let host = Host::new(Catalog::new(meta), cores, shelf, PathBuf::new(), journals.into(), None);
     host.recover().await?;
     host.watch_usage();
     let new = NewVolume { name: options.volume.clone(), size: options.size, account: String::new(), source: None };

@@ -74,7 +74,14 @@ impl Bed {
         super::private_folder(&storage.sockets).unwrap();
         let images = self.s3.as_ref().map(|s3| Images::new(s3, &storage.credentials, "us-east-1").unwrap());
         let (cores, shelf) = open_store(&storage.store, Some(storage.store_bytes), 1).await.expect("open");
-        let host = Host::new(Catalog::new(self.meta.clone()), cores, shelf, storage.sockets.clone(), images);
+        let host = Host::new(
+            Catalog::new(self.meta.clone()),
+            cores,
+            shelf,
+            storage.sockets.clone(),
+            config.role.state.join("journals"),
+            images,
+        );
         host.recover().await.expect("recover");
         Service { host }
     }

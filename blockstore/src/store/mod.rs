@@ -23,7 +23,7 @@ use karri_bulk::{BulkStore, ExtentId};
 use karri_meta::{Batch, MetaError, MetaStore, Pair, Scan};
 
 use crate::error::Error;
-use crate::map::{Map, VOLUME_BYTES_MAX, record as map_record};
+use crate::map::{Entry, Map, VOLUME_BYTES_MAX, record as map_record};
 use crate::volume::{ExtentVolume, SECTOR_BYTES, load_map};
 use record::{Base, Export, Parent, Source, Volume};
 
@@ -320,6 +320,44 @@ impl Catalog {
     }
 
     // ---- start ----
+
+    /// Commits what a killed process noted of a volume and did not commit ([`crate::volume::journal`]). Answers how many
+    /// entries. Before [`collect`](Self::collect) and before the volume is opened.
+    ///
+    /// # Errors
+    /// `Bulk`, `Meta`; `Corrupt` when a note names what the store does not hold.
+    pub async fn replay<B: BulkStore>(
+        &self,
+        name: &str,
+        serial: u64,
+        size: u64,
+        entries: &[(u32, Entry)],
+        bulk: &B,
+    ) -> Result<usize, Error> {
+        let kept: HashSet<ExtentId> = bulk.kept_extents().into_iter().collect();
+        let extents = Map::new(size).extents();
+        let mut batch = Batch::new();
+        for (index, entry) in entries {
+            let mut parts = entry.parts();
+            if parts.data == crate::map::Bits::EMPTY {
+                parts.extent = None;
+            }
+            if *index >= extents || parts.extent.is_some_and(|x| !kept.contains(&x)) {
+                let why = format!("its note of extent {index} names what the store does not hold");
+                return Err(Error::Corrupt { what: format!("journal of volume {name}"), why });
+            }
+            let key = map_record::key(serial, *index);
+            match map_record::encode(&key, &parts.settle()) {
+                Some(value) => batch.puts.push((key, value)),
+                None => batch.dels.push(key),
+            }
+        }
+        if !entries.is_empty() {
+            bulk.flush().await.map_err(|source| Error::Bulk { volume: name.to_owned(), op: "flush", source })?;
+            self.commit(batch).await?;
+        }
+        Ok(entries.len())
+    }
 
     /// Frees every kept extent that no map names: what a crash left between a commit and the other store. Call it before
     /// any volume is opened.

@@ -176,7 +176,7 @@ async fn make_volumes(catalog: &Catalog, store: &Store) {
 
 async fn scenario(sim: Sim) {
     let mut rng = sim.rng();
-    let mut disk = SimDisk::new(40 << 20, rng.fork(), Faults::reordering());
+    let mut disk = SimDisk::new(128 << 20, rng.fork(), Faults::reordering());
     let mut meta = MemoryStore::seeded(rng.next_u64());
     let next = Rc::new(Cell::new(10_000));
     let models: Vec<Rc<Model>> =

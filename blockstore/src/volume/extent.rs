@@ -3,7 +3,9 @@
 //! ```text
 //! write   mapped block        -> in place, nothing else
 //!         not mapped          -> (new) extent, bytes written, then the block's bit set in memory: the entry is dirty
-//! flush   dirty entries' bits as they are now -> data synced (new extents kept) -> one commit -> old extents freed
+//! flush   dirty entries' bits as they are now -> data synced -> one commit -> old extents freed
+//! extents kept (owned for good) some at a time ahead of use, given back at close
+//!         either way          -> changed entries are noted in the journal before the answer (kill -9; [`super::journal`])
 //! read    plan over own map, then parents' -> extents and zeros
 //! ```
 //!
@@ -18,8 +20,8 @@
 //! After a failed data sync nobody knows what the disk holds, so the volume stops until it is opened again. A failed
 //! commit leaves the entries dirty and the next flush tries again.
 
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashSet};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -29,6 +31,7 @@ use karri_bulk::{BulkError, BulkStore, EXTENT_BYTES, ExtentId};
 use karri_engine::buf::Buf;
 use karri_meta::{Batch, MetaStore, Scan};
 
+use super::journal::Journal;
 use super::order::{Changed, Ranges, Readers};
 use super::{Done, SECTOR_BYTES, Volume, check_bounds};
 use crate::error::Error;
@@ -36,6 +39,8 @@ use crate::map::{BLOCK_BYTES, Bits, Entry, Map, Piece, Source, plan, record};
 
 /// A discard commits by itself once it would leave so many extents waiting for the next flush.
 const FREEING_MAX: usize = 64;
+/// Extents taken from the store at a time: one durable record for all of them.
+const SPARE: usize = 16;
 /// Map records loaded at a time.
 const LOAD_BATCH: usize = 4096;
 
@@ -73,6 +78,9 @@ pub(super) struct Inner<B> {
     ranges: Rc<Ranges>,
     readers: Readers,
     flush: FlushTurn,
+    journal: OnceCell<Journal>,
+    refilling: Cell<bool>,
+    refilled: Changed,
     stats: Arc<Stats>,
 }
 
@@ -80,8 +88,8 @@ struct State {
     map: Map,
     /// Entries that differ from their records.
     dirty: BTreeSet<u32>,
-    /// Extents allocated and not yet kept.
-    fresh: HashSet<ExtentId>,
+    /// Extents that are ours for good and that no entry names yet.
+    spare: Vec<ExtentId>,
     /// Extents that the map no longer names, to be freed after the commit that says so.
     freeing: Vec<ExtentId>,
     /// Writes completed, and how many of them a sync covers.
@@ -118,7 +126,7 @@ impl<B: BulkStore> ExtentVolume<B> {
         let state = State {
             map,
             dirty: BTreeSet::new(),
-            fresh: HashSet::new(),
+            spare: Vec::new(),
             freeing: Vec::new(),
             written: 0,
             synced: 0,
@@ -135,8 +143,17 @@ impl<B: BulkStore> ExtentVolume<B> {
             ranges: Rc::default(),
             readers: Readers::default(),
             flush: FlushTurn::default(),
+            journal: OnceCell::new(),
+            refilling: Cell::new(false),
+            refilled: Changed::default(),
             stats,
         })))
+    }
+
+    /// From now on answered requests survive this process. Once, before the first request.
+    pub fn set_journal(&self, journal: Journal) {
+        // A second one would be a bug of the opener; the first holds.
+        let _ = self.0.journal.set(journal);
     }
 
     /// Its counters.
@@ -150,25 +167,22 @@ impl<B: BulkStore> ExtentVolume<B> {
     /// As `flush`.
     pub async fn close(&self) -> Result<(), Error> {
         self.0.flush().await?;
-        let fresh: Vec<_> = {
+        let unused: Vec<_> = {
             let state = &mut *self.0.state.borrow_mut();
-            let empty: Vec<u32> = state
-                .map
-                .entries()
-                .filter(|(_, e)| e.extent().is_some_and(|x| state.fresh.contains(&x)))
-                .map(|(index, _)| index)
-                .collect();
+            let mut unused = std::mem::take(&mut state.spare);
+            let failed = |e: &Entry| matches!(e, Entry::Partial(p) if p.extent.is_some() && p.data == Bits::EMPTY);
+            let empty: Vec<u32> = state.map.entries().filter(|(_, e)| failed(e)).map(|(index, _)| index).collect();
             for index in empty {
                 let mut parts = state.map.get(index).parts();
-                parts.extent = None;
+                unused.extend(parts.extent.take());
                 state.map.set(index, parts.settle());
             }
-            state.fresh.drain().collect()
+            unused
         };
-        if fresh.is_empty() {
+        if unused.is_empty() {
             return Ok(());
         }
-        self.0.bulk.free_extents(fresh).await.map_err(|e| self.0.bulk_error("free", e))
+        self.0.bulk.free_extents(unused).await.map_err(|e| self.0.bulk_error("free", e))
     }
 
     /// A copy of its map as it is now, for sealing a base.
@@ -393,10 +407,9 @@ impl<B: BulkStore> Inner<B> {
                 Err(e) => return (Err(e), buf),
             };
             let (outcome, buf) = self.bulk.write_extent(target, inside, buf).await;
-            if outcome.is_ok() {
-                self.written(index, inside, len);
-            }
-            return (outcome.map_err(|e| self.bulk_error("write", e)), buf);
+            let noted = outcome.is_err() || self.written(index, inside, len);
+            let outcome = outcome.map_err(|e| self.bulk_error("write", e));
+            return (if noted { outcome } else { self.flush().await }, buf);
         }
         self.write_pieces(at, buf).await
     }
@@ -426,56 +439,89 @@ impl<B: BulkStore> Inner<B> {
             };
             async move {
                 let (outcome, _) = self.bulk.write_extent(x, from % EXTENT_BYTES, part).await;
-                if outcome.is_ok() {
-                    self.written(index, from % EXTENT_BYTES, len as u64);
-                }
-                outcome
+                outcome.map(|()| self.written(index, from % EXTENT_BYTES, len as u64))
             }
         });
-        let outcome = join_all(writes).await.into_iter().collect::<Result<(), _>>();
-        (outcome.map_err(|e| self.bulk_error("write", e)), buf)
+        let outcomes = join_all(writes).await.into_iter().collect::<Result<Vec<bool>, _>>();
+        let outcome = match outcomes {
+            Ok(noted) if noted.iter().all(|n| *n) => Ok(()),
+            Ok(_) => self.flush().await,
+            Err(e) => Err(self.bulk_error("write", e)),
+        };
+        (outcome, buf)
     }
 
-    /// The extent that writes to entry `index` go to, allocated if there is none.
+    /// The extent that writes to entry `index` go to, a spare one if it has none.
     async fn target(&self, index: u32) -> Result<ExtentId, Error> {
-        match self.try_target(index) {
-            Err(BulkError::NoSpace { .. }) if !self.state.borrow().freeing.is_empty() => {
+        loop {
+            {
+                let state = &mut *self.state.borrow_mut();
+                if let Some(x) = state.map.get(index).extent() {
+                    return Ok(x);
+                }
+                if let Some(x) = state.spare.pop() {
+                    let mut parts = state.map.get(index).parts();
+                    parts.extent = Some(x);
+                    state.map.set(index, parts.settle());
+                    self.stats.allocated_bytes.fetch_add(EXTENT_BYTES, Relaxed);
+                    return Ok(x);
+                }
+            }
+            if self.refilling.replace(true) {
+                self.refilled.until(|| !self.refilling.get()).await;
+                continue;
+            }
+            let refilling = Refilling(self);
+            let mut outcome = self.refill().await;
+            if matches!(outcome, Err(Error::NoSpace { .. })) && !self.state.borrow().freeing.is_empty() {
                 // What discards unmapped becomes free by a flush.
                 self.flush().await?;
-                self.try_target(index).map_err(|e| self.bulk_error("allocate", e))
+                outcome = self.refill().await;
             }
-            other => other.map_err(|e| self.bulk_error("allocate", e)),
+            drop(refilling);
+            outcome?;
         }
     }
 
-    fn try_target(&self, index: u32) -> Result<ExtentId, BulkError> {
-        let state = &mut *self.state.borrow_mut();
-        if let Some(x) = state.map.get(index).extent() {
-            return Ok(x);
+    /// Takes some extents from the store, for good.
+    async fn refill(&self) -> Result<(), Error> {
+        let mut taken = Vec::new();
+        while taken.len() < SPARE {
+            match self.bulk.alloc_extent() {
+                Ok(x) => taken.push(x),
+                Err(_) if !taken.is_empty() => break,
+                Err(e) => return Err(self.bulk_error("allocate", e)),
+            }
         }
-        let x = self.bulk.alloc_extent()?;
-        let mut parts = state.map.get(index).parts();
-        parts.extent = Some(x);
-        state.map.set(index, parts.settle());
-        state.fresh.insert(x);
-        self.stats.allocated_bytes.fetch_add(EXTENT_BYTES, Relaxed);
-        Ok(x)
+        let kept = self.bulk.keep_extents(taken.clone()).await;
+        kept.map_err(|e| self.bulk_error("keep", e))?;
+        // Used lowest first: what is written in order lies in order.
+        taken.sort_unstable_by_key(|x| std::cmp::Reverse(x.slot));
+        self.state.borrow_mut().spare.extend(taken);
+        Ok(())
     }
 
-    /// A write of these bytes of entry `index` completed.
-    fn written(&self, index: u32, inside: u64, len: u64) {
+    /// A write of these bytes of entry `index` completed. False when the journal is full: flush before answering.
+    fn written(&self, index: u32, inside: u64, len: u64) -> bool {
         let state = &mut *self.state.borrow_mut();
         state.written += 1;
-        let Entry::Partial(p) = state.map.get(index) else { return };
+        let Entry::Partial(p) = state.map.get(index) else { return true };
         let blocks = Bits::range((inside / BLOCK_BYTES) as usize, ((inside + len) / BLOCK_BYTES) as usize);
         if p.data.has_all(blocks) {
-            return;
+            return true;
         }
         let mut p = **p;
         p.data = p.data.or(blocks);
         p.zero = p.zero.minus(blocks);
-        state.map.set(index, p.settle());
+        self.change(state, index, p.settle())
+    }
+
+    /// Changes an entry. False when the journal has no room for it.
+    fn change(&self, state: &mut State, index: u32, entry: Entry) -> bool {
+        let noted = self.journal.get().is_none_or(|journal| journal.note(index, &entry));
+        state.map.set(index, entry);
         state.dirty.insert(index);
+        noted
     }
 
     // ---- unmapping ----
@@ -493,15 +539,16 @@ impl<B: BulkStore> Inner<B> {
         let guard = self.ranges.take(alone, true).await;
         let last = to.div_ceil(EXTENT_BYTES) as u32;
         let mut next = (from / EXTENT_BYTES) as u32;
+        let mut noted = true;
         while let Some(index) = self.next_to_unmap(next, last) {
             let start = u64::from(index) * EXTENT_BYTES;
             let first_block = from.saturating_sub(start) / BLOCK_BYTES;
             let last_block = (to - start).min(EXTENT_BYTES) / BLOCK_BYTES;
-            self.unmap_blocks(index, Bits::range(first_block as usize, last_block as usize));
+            noted &= self.unmap_blocks(index, Bits::range(first_block as usize, last_block as usize));
             next = index + 1;
         }
         drop(guard);
-        if self.state.borrow().freeing.len() >= FREEING_MAX {
+        if !noted || self.state.borrow().freeing.len() >= FREEING_MAX {
             self.flush().await?;
         }
         Ok(())
@@ -512,7 +559,7 @@ impl<B: BulkStore> Inner<B> {
         self.below.iter().filter_map(|m| m.next_present(from, end)).chain(own).min()
     }
 
-    fn unmap_blocks(&self, index: u32, blocks: Bits) {
+    fn unmap_blocks(&self, index: u32, blocks: Bits) -> bool {
         let state = &mut *self.state.borrow_mut();
         let before = state.map.get(index);
         let hides = self.below.iter().any(|m| *m.get(index) != Entry::Absent);
@@ -526,10 +573,7 @@ impl<B: BulkStore> Inner<B> {
             self.stats.allocated_bytes.fetch_sub(EXTENT_BYTES, Relaxed);
         }
         let after = p.settle();
-        if after != *before {
-            state.map.set(index, after);
-            state.dirty.insert(index);
-        }
+        after == *before || self.change(state, index, after)
     }
 
     // ---- flushing ----
@@ -567,11 +611,7 @@ impl<B: BulkStore> Inner<B> {
     async fn flush_once(&self) -> Result<(), Error> {
         self.stats.flushes.fetch_add(1, Relaxed);
         let snap = self.snapshot();
-        let synced = match snap.keep.is_empty() {
-            false => self.bulk.keep_extents(snap.keep.clone()).await,
-            true if snap.unsynced => self.bulk.flush().await,
-            true => Ok(()),
-        };
+        let synced = if snap.unsynced { self.bulk.flush().await } else { Ok(()) };
         if let Err(source) = synced {
             let why = source.to_string();
             self.put_back(snap);
@@ -584,14 +624,14 @@ impl<B: BulkStore> Inner<B> {
         {
             let state = &mut *self.state.borrow_mut();
             state.synced = state.synced.max(snap.written);
-            for x in &snap.keep {
-                state.fresh.remove(x);
-            }
         }
         let changed = !snap.deltas.puts.is_empty() || !snap.deltas.dels.is_empty();
         if changed && let Err(source) = self.meta.commit(snap.deltas.clone()).await {
             self.put_back(snap);
             return Err(Error::Meta { what: format!("volume {}", self.name), op: "commit", source });
+        }
+        if let Some(journal) = self.journal.get() {
+            journal.committed(snap.noted);
         }
         if !snap.freeing.is_empty() {
             self.readers.drain().await;
@@ -608,25 +648,22 @@ impl<B: BulkStore> Inner<B> {
         let state = &mut *self.state.borrow_mut();
         let dirty = std::mem::take(&mut state.dirty);
         let freeing = std::mem::take(&mut state.freeing);
-        let (mut keep, mut deltas) = (Vec::new(), Batch::new());
+        let mut deltas = Batch::new();
         for &index in &dirty {
             let mut parts = state.map.get(index).parts();
             if parts.data == Bits::EMPTY {
                 // An extent whose first write has not completed is not named yet.
                 parts.extent = None;
             }
-            keep.extend(parts.extent.filter(|x| state.fresh.contains(x)));
             let key = record::key(self.serial, index);
             match record::encode(&key, &parts.settle()) {
                 Some(value) => deltas.puts.push((key, value)),
                 None => deltas.dels.push(key),
             }
         }
-        for x in &freeing {
-            state.fresh.remove(x);
-        }
         let unsynced = state.written != state.synced;
-        Snapshot { written: state.written, unsynced, dirty, keep, deltas, freeing }
+        let noted = self.journal.get().map_or(0, Journal::last);
+        Snapshot { written: state.written, unsynced, noted, dirty, deltas, freeing }
     }
 
     fn put_back(&self, snap: Snapshot) {
@@ -639,8 +676,8 @@ impl<B: BulkStore> Inner<B> {
 pub(super) struct Snapshot {
     written: u64,
     unsynced: bool,
+    noted: u64,
     dirty: BTreeSet<u32>,
-    keep: Vec<ExtentId>,
     pub(super) deltas: Batch,
     freeing: Vec<ExtentId>,
 }
@@ -652,6 +689,16 @@ impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.0.running.set(false);
         self.0.changed.notify();
+    }
+}
+
+/// Ends a refill, also when its future is dropped.
+struct Refilling<'a, B>(&'a Inner<B>);
+
+impl<B> Drop for Refilling<'_, B> {
+    fn drop(&mut self) {
+        self.0.refilling.set(false);
+        self.0.refilled.notify();
     }
 }
 

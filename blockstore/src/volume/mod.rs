@@ -7,6 +7,7 @@
 //! - Offsets and lengths are multiples of 512; anything else, or past the end, is `Bounds` and nothing happened.
 //! - A buffer comes back with its completion, also on errors.
 //! - What was never written, was discarded or had zeroes written reads as zeros.
+//! - An answered request survives the death of the process (kill -9), flushed or not, where the volume has a journal.
 //! - `flush` that began after a write's completion makes that write durable; `write` with `fua` is durable at its
 //!   completion. A crash may keep, lose or tear (at 512-byte sectors) any other write, discard or write-zeroes: each sector
 //!   is then the old or the new one, never anything else.
@@ -20,6 +21,7 @@ mod crash_tests;
 mod extent;
 #[cfg(test)]
 mod extent_tests;
+pub mod journal;
 mod limited;
 mod memory;
 mod order;
