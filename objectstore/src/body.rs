@@ -223,7 +223,7 @@ impl<B: BulkStore> Stored<B> {
     pub async fn commit(&self, core: &Core<B>, batch: karri_meta::Batch) -> Result<(), karri_meta::MetaError> {
         // Taken for the commit's time: when this future is dropped in its middle, nobody knows whether it happened.
         let taken = if let Self::Blob(blob) = self { blob.take() } else { None };
-        let outcome = core.meta.commit(batch).await;
+        let outcome = core.commit(batch).await;
         if let Self::Blob(blob) = self
             && matches!(outcome, Err(karri_meta::MetaError::Conflict { .. } | karri_meta::MetaError::NoSpace { .. }))
         {

@@ -182,6 +182,11 @@ impl<B: BulkStore> Core<B> {
         Ok(Some(Manifest::decode(&raw)?))
     }
 
+    /// Commits a batch that may queue work for the reclaimer.
+    pub async fn commit(&self, batch: Batch) -> Result<(), MetaError> {
+        self.reclaim.watch(self.meta.commit(batch)).await
+    }
+
     /// Adds to a batch what it takes to give up an object's data, and answers the blobs to reclaim after the commit.
     pub async fn retire(&self, batch: &mut Batch, data: &Data) -> Result<Vec<BlobId>> {
         Ok(match data {

@@ -40,6 +40,10 @@ macro_rules! kinds {
             pub fn code(self) -> &'static str {
                 match self { $(Self::$kind => $code,)* }
             }
+            /// The situation with this code.
+            pub fn of_code(code: &str) -> Option<Self> {
+                [$(Self::$kind),*].into_iter().find(|kind| kind.code() == code)
+            }
             /// The HTTP status.
             pub fn status(self) -> StatusCode {
                 let status: u16 = match self { $(Self::$kind => $status,)* };

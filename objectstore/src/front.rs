@@ -19,7 +19,7 @@ use send_wrapper::SendWrapper;
 
 use crate::api::{self, OperationName, RequestId};
 use crate::core::CoreRef;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::guard::{self, Chunks, Framing};
 use crate::metrics::Metrics;
 
@@ -68,7 +68,7 @@ impl<B: BulkStore> Front<B> {
                     Err(e) => {
                         let e: StdError = e.into();
                         tracing::error!(request_id = id.as_str(), error = %e, "a request ended without an answer");
-                        refuse(Error::from(crate::error::Kind::InternalError))
+                        refuse(Error::from(Kind::InternalError))
                     }
                 }
             }
@@ -80,6 +80,9 @@ impl<B: BulkStore> Front<B> {
         {
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
         }
+        if !head_only && (response.status().is_client_error() || response.status().is_server_error()) {
+            explain(&mut response, &id);
+        }
         if let Ok(value) = HeaderValue::from_str(id.as_str()) {
             response.headers_mut().insert(ID_2, value.clone());
             response.headers_mut().insert(REQUEST_ID, value);
@@ -88,6 +91,27 @@ impl<B: BulkStore> Front<B> {
         self.core.shared.metrics.answered(operation, response.status().as_u16(), now().saturating_sub(began));
         response
     }
+}
+
+/// Completes an error document: `s3s`'s own errors come without words and id, and clients print "Unknown".
+fn explain(response: &mut Response<s3s::Body>, id: &RequestId) {
+    const END: &str = "</Error>";
+    let Some(document) = response.body().bytes() else { return };
+    let Some(text) = std::str::from_utf8(&document).ok().and_then(|t| t.strip_suffix(END)) else { return };
+    let mut out = text.to_owned();
+    if !text.contains("<Message>") {
+        let code = text.split("<Code>").nth(1).and_then(|t| t.split("</Code>").next()).unwrap_or_default();
+        let words = Kind::of_code(code).map_or("The request was refused.", Kind::message);
+        out += &format!("<Message>{words}</Message>");
+    }
+    if !text.contains("<RequestId>") {
+        out += &format!("<RequestId>{}</RequestId>", id.as_str());
+    }
+    out += END;
+    if response.headers().contains_key(http::header::CONTENT_LENGTH) {
+        response.headers_mut().insert(http::header::CONTENT_LENGTH, out.len().into());
+    }
+    *response.body_mut() = s3s::Body::from(out);
 }
 
 fn refuse(e: Error) -> Response<s3s::Body> {

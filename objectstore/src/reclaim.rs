@@ -24,6 +24,8 @@ const PAGE: usize = 500;
 pub struct Queue {
     blobs: RefCell<Vec<BlobId>>,
     cleanups: RefCell<Vec<DataId>>,
+    /// Set when a commit was cut off: what it may have put into `G` and `X` is looked for.
+    rescan: Cell<bool>,
     closed: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
@@ -39,13 +41,32 @@ impl Queue {
         self.cleanups.borrow_mut().push(upload);
         self.wake();
     }
+    /// Watches a commit: when its client leaves in its middle, or nobody knows how it ended, the work that it may have
+    /// put into `G` and `X` is looked for there.
+    pub async fn watch<T>(&self, commit: impl Future<Output = Result<T, MetaError>>) -> Result<T, MetaError> {
+        struct Rescan<'q>(Option<&'q Queue>);
+        impl Drop for Rescan<'_> {
+            fn drop(&mut self) {
+                if let Some(queue) = self.0 {
+                    queue.rescan.set(true);
+                    queue.wake();
+                }
+            }
+        }
+        let mut rescan = Rescan(Some(self));
+        let outcome = commit.await;
+        if !matches!(outcome, Err(MetaError::Failed { .. })) {
+            rescan.0 = None;
+        }
+        outcome
+    }
     /// Ends [`run`] once it has done what was queued.
     pub fn close(&self) {
         self.closed.set(true);
         self.wake();
     }
     fn is_empty(&self) -> bool {
-        self.blobs.borrow().is_empty() && self.cleanups.borrow().is_empty()
+        self.blobs.borrow().is_empty() && self.cleanups.borrow().is_empty() && !self.rescan.get()
     }
     fn wake(&self) {
         let waker = self.waker.borrow_mut().take();
@@ -72,15 +93,16 @@ impl Queue {
 /// Works off the queue until it is closed. `rest` is a short pause, before trying again what could not be done yet.
 pub async fn run<B: BulkStore, F: Future<Output = ()>>(core: CoreRef<B>, rest: impl Fn() -> F) {
     while core.reclaim.wait().await {
+        let closing = core.reclaim.closed.get();
         match core.reclaim_queued().await {
             Ok(()) => {}
             Err(error) => tracing::warn!(error = %error, "space could not be reclaimed; trying again"),
         }
-        if core.reclaim.closed.get() {
-            // What is left is durable and done at the next start.
+        if closing {
+            // What is left now is durable and done at the next start.
             return;
         }
-        if !core.reclaim.is_empty() {
+        if !core.reclaim.is_empty() && !core.reclaim.closed.get() {
             rest().await;
         }
     }
@@ -100,6 +122,12 @@ pub fn sealed_blobs<B: BulkStore>(bulk: &B) -> Vec<BlobId> {
 impl<B: BulkStore> Core<B> {
     /// Does what is queued. What cannot be done yet (a blob being read, a store that fails) stays queued.
     pub async fn reclaim_queued(&self) -> Result<()> {
+        if self.reclaim.rescan.replace(false)
+            && let Err(e) = self.queue_leftovers().await
+        {
+            self.reclaim.rescan.set(true);
+            return Err(e);
+        }
         let uploads = self.reclaim.cleanups.take();
         for (i, upload) in uploads.iter().enumerate() {
             if let Err(e) = self.clean_upload(*upload).await {

@@ -48,7 +48,7 @@ pub async fn create_bucket<B: BulkStore>(
         .check(keys::bucket(&name), None)
         .put(keys::bucket(&name), bucket.encode())
         .put(keys::account_bucket(caller.account(), &name), record::marker(b'A'));
-    match core.meta.commit(batch).await {
+    match core.commit(batch).await {
         Ok(()) => {}
         Err(MetaError::Conflict { .. }) => match core.bucket(caller, &name, None, Access::Write).await {
             Ok(_) if region == FIRST_REGION => {}
@@ -165,7 +165,7 @@ pub async fn delete_bucket<B: BulkStore>(
             .check(keys::bucket(name), Some(marked.raw.clone()))
             .del(keys::bucket(name))
             .del(keys::account_bucket(&marked.value.owner, name));
-        match core.meta.commit(batch).await {
+        match core.commit(batch).await {
             Ok(()) => return Ok(DeleteBucketOutput {}),
             Err(MetaError::Conflict { .. }) => {}
             Err(e) => return Err(e.into()),
@@ -186,7 +186,7 @@ async fn abort_all<B: BulkStore>(core: &Core<B>, bucket: BucketId) -> Result<()>
             let Some((_, id)) = keys::upload_parts(&key) else {
                 return Err(Error::new(Kind::InternalError, "An upload's key is damaged."));
             };
-            match core.meta.commit(reclaim::close_upload(Batch::new(), key, raw, id)).await {
+            match core.commit(reclaim::close_upload(Batch::new(), key, raw, id)).await {
                 Ok(()) => core.reclaim.push_cleanup(id),
                 Err(MetaError::Conflict { .. }) => {}
                 Err(e) => return Err(e.into()),

@@ -72,7 +72,7 @@ pub async fn complete_multipart_upload<B: BulkStore>(
             None => vec![],
         };
         let batch = close_upload(batch, upload.key, upload.seen.raw, id);
-        match core.meta.commit(batch).await {
+        match core.commit(batch).await {
             Ok(()) => {
                 core.reclaim.push(freed);
                 core.reclaim.push_cleanup(id);

@@ -50,7 +50,7 @@ pub async fn copy_object<B: BulkStore>(
     let S3Request { input, headers, .. } = req;
     check_key(&input.key)?;
     let owner = input.expected_bucket_owner.as_deref();
-    core.bucket_to_fill(caller, &input.bucket, owner).await?;
+    let bucket = core.bucket_to_fill(caller, &input.bucket, owner).await?;
     let conditions = ReadConditions {
         matches: input.copy_source_if_match,
         none_match: input.copy_source_if_none_match,
@@ -104,7 +104,7 @@ pub async fn copy_object<B: BulkStore>(
         return Err(Error::new(Kind::InternalError, "The source's data does not match its checksum."));
     }
     let target = Target { caller, bucket: &input.bucket, key: &input.key, owner };
-    publish(core, &target, &WriteConditions::default(), &object, &received.stored).await?;
+    publish(core, &target, bucket, &WriteConditions::default(), &object, &received.stored).await?;
     drop::<Stored<B>>(received.stored);
     let sums = ChecksumFields::of(object.checksum.as_ref());
     Ok(CopyObjectOutput {

@@ -101,7 +101,7 @@ async fn remove<B: BulkStore>(
         let object_key = keys::object(bucket, key.as_bytes());
         let mut batch = Batch::new().check(object_key.clone(), Some(old.raw.clone())).del(object_key);
         let freed = core.retire(&mut batch, &old.value.data).await?;
-        match core.meta.commit(batch).await {
+        match core.commit(batch).await {
             Ok(()) => {
                 core.reclaim.push(freed);
                 return Ok(());

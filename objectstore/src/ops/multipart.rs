@@ -71,7 +71,7 @@ pub async fn create_multipart_upload<B: BulkStore>(
         let batch = Batch::new()
             .check(keys::bucket(&input.bucket), Some(bucket.raw.clone()))
             .put(keys::upload(bucket.value.id, input.key.as_bytes(), id), record.clone());
-        match core.meta.commit(batch).await {
+        match core.commit(batch).await {
             Ok(()) => {
                 return Ok(CreateMultipartUploadOutput {
                     bucket: Some(input.bucket),
@@ -311,7 +311,7 @@ pub async fn abort_multipart_upload<B: BulkStore>(
 ) -> Result<AbortMultipartUploadOutput> {
     let owner = input.expected_bucket_owner.as_deref();
     let upload = find(core, caller, &input.bucket, owner, &input.key, &input.upload_id, Access::Write).await?;
-    match core.meta.commit(close_upload(Batch::new(), upload.key, upload.seen.raw, upload.id)).await {
+    match core.commit(close_upload(Batch::new(), upload.key, upload.seen.raw, upload.id)).await {
         Ok(()) => {
             core.reclaim.push_cleanup(upload.id);
             Ok(AbortMultipartUploadOutput::default())

@@ -30,7 +30,7 @@ pub async fn put_object<B: BulkStore>(
     let S3Request { input, headers, trailing_headers, .. } = req;
     check_key(&input.key)?;
     // Before a byte is read: who may, and is there a bucket.
-    core.bucket_to_fill(caller, &input.bucket, input.expected_bucket_owner.as_deref()).await?;
+    let bucket = core.bucket_to_fill(caller, &input.bucket, input.expected_bucket_owner.as_deref()).await?;
     let attributes = object_headers(&headers, input.metadata.as_ref(), input.expires.as_ref())?;
     let conditions = WriteConditions::new(input.if_match, input.if_none_match)?;
     let mut expected = Expected::of(&headers, input.content_length, trailing_headers)?;
@@ -39,7 +39,7 @@ pub async fn put_object<B: BulkStore>(
     let object = object_of(core, caller, &received, &expected, attributes);
     let target =
         Target { caller, bucket: &input.bucket, key: &input.key, owner: input.expected_bucket_owner.as_deref() };
-    publish(core, &target, &conditions, &object, &received.stored).await?;
+    publish(core, &target, bucket, &conditions, &object, &received.stored).await?;
     let sums = ChecksumFields::of(object.checksum.as_ref());
     Ok(PutObjectOutput {
         e_tag: Some(etag(&object)),
@@ -85,17 +85,17 @@ pub struct Target<'a> {
     pub owner: Option<&'a str>,
 }
 
-/// Makes an object current: one commit that checks the bucket, the conditions and what it replaces.
+/// Makes an object current: one commit that checks the bucket (as it was seen last), the conditions and what it replaces.
 pub async fn publish<B: BulkStore>(
     core: &CoreRef<B>,
     target: &Target<'_>,
+    mut bucket: Seen<Bucket>,
     conditions: &WriteConditions,
     object: &Object,
     stored: &Stored<B>,
 ) -> Result<()> {
     let record = object.encode();
     for _ in 0..RETRIES {
-        let bucket = core.bucket_to_fill(target.caller, target.bucket, target.owner).await?;
         let old = core.object(bucket.value.id, target.key).await?;
         conditions.check(old.as_ref().map(|o| &o.value))?;
         let mut batch = replace(target, &bucket, old.as_ref());
@@ -110,7 +110,9 @@ pub async fn publish<B: BulkStore>(
                 core.reclaim.push(freed);
                 return Ok(());
             }
-            Err(MetaError::Conflict { .. }) => {}
+            Err(MetaError::Conflict { .. }) => {
+                bucket = core.bucket_to_fill(target.caller, target.bucket, target.owner).await?;
+            }
             Err(e) => return Err(e.into()),
         }
     }

@@ -36,6 +36,9 @@ fn keys_signatures_and_clocks() {
         w.put("/bucket/k", "x").await.ok();
         w.req("GET", "/bucket/k").anonymous().send().await.is(403, "AccessDenied");
         w.req("GET", "/bucket/k").by("AK404").send().await.is(403, "InvalidAccessKeyId");
+        let wordless = w.get("/ab").await.is(400, "InvalidBucketName");
+        assert_eq!(wordless.one("Message"), "The specified bucket is not valid.");
+        assert_eq!(wordless.one("RequestId"), wordless.header("x-amz-request-id"));
         let forged = w.req("GET", "/bucket/k").send_with(|r| *r.uri_mut() = "/bucket/other".parse().unwrap());
         forged.await.is(403, "SignatureDoesNotMatch");
         let dropped = w.req("GET", "/bucket/k").header("x-amz-meta-a", "1").send_with(|r| {
