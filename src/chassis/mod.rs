@@ -61,8 +61,8 @@ pub fn run(role: Role, config: &Path) -> Result<ExitCode> {
             }
         }
     });
-    // Blocking threads (stores, the reader of standard input) need not be waited for: what counts is durable.
-    runtime.shutdown_background();
+    // Tasks let go of the store before the process ends: RocksDB's own threads must not outlive its static objects.
+    runtime.shutdown_timeout(Duration::from_secs(5));
     code
 }
 
