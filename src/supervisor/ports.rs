@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rand::RngExt;
 
+use crate::layout::{self, Lock};
+
 const PICKED: std::ops::Range<u16> = 15_000..32_700;
 
 /// The address asked for, its port picked where it was 0. Waits `patience` for a port in use: an earlier karri of this
@@ -53,11 +55,26 @@ async fn free(addr: SocketAddr, flag: &str, patience: Duration) -> Result<Socket
 fn pick(ip: IpAddr, taken: &[SocketAddr]) -> Result<SocketAddr> {
     for _ in 0..1000 {
         let addr = SocketAddr::new(ip, rand::rng().random_range(PICKED));
-        if !taken.contains(&addr) && TcpListener::bind(addr).is_ok() {
+        if !taken.contains(&addr) && reserve(addr.port()) && TcpListener::bind(addr).is_ok() {
             return Ok(addr);
         }
     }
     bail!("found no free port on {ip}")
+}
+
+/// Holds a picked port, for this process's life, against another karri that picks before our role listens there.
+fn reserve(port: u16) -> bool {
+    let folder = std::env::temp_dir().join(format!("karri-ports-{}", rustix::process::geteuid().as_raw()));
+    let path = folder.join(port.to_string());
+    match layout::private_dir(&folder).and_then(|()| Lock::take(&path)) {
+        Ok(Ok(lock)) => {
+            std::mem::forget(lock);
+            true
+        }
+        Ok(Err(_)) => false,
+        // Without the folder, a clash is only unlikely.
+        Err(_) => true,
+    }
 }
 
 #[cfg(test)]
