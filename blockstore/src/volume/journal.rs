@@ -18,7 +18,7 @@
 
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -68,9 +68,10 @@ impl Journal {
 
     fn with(path: &Path, serial: u64, boot: &str, notes: usize) -> io::Result<Self> {
         let mut options = OpenOptions::new();
-        let file: File = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        let mut file: File = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
         let len = HEAD + NOTE * notes;
-        file.set_len(len as u64)?;
+        // Written, not only made long: a hole filled later through the mapping ends the process where the disk is full.
+        file.write_all(&vec![0; len])?;
         let view = View::of_file(&file, 0, len).map_err(|e| io::Error::other(e.to_string()))?;
         let mut head = [0; 128];
         head[..8].copy_from_slice(MAGIC);
