@@ -244,15 +244,6 @@ pub fn has(test: &str, tools: &[&str]) -> bool {
     missing.is_empty()
 }
 
-/// Whether long tests were asked for (`KARRI_E2E_LONG=1`); otherwise says that `test` is skipped.
-pub fn long(test: &str) -> bool {
-    let asked = std::env::var_os("KARRI_E2E_LONG").is_some();
-    if !asked {
-        println!("SKIPPED {test}: long; KARRI_E2E_LONG=1 runs it");
-    }
-    asked
-}
-
 /// Standard output as text.
 pub fn text_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()

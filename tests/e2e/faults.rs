@@ -4,14 +4,12 @@ use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::cloud::{Cloud, has, long, wait};
+use crate::cloud::{Cloud, has, wait};
 use crate::vm::{BOOT, add_image, attach, can_run_guests, run, volume, wait_console, wait_state};
 
 #[test]
 fn walrus_killed_under_16_clients_loses_nothing_acknowledged() {
-    if !long("walrus_killed_under_16_clients_loses_nothing_acknowledged")
-        || !has("walrus_killed_under_16_clients_loses_nothing_acknowledged", &["python"])
-    {
+    if !has("walrus_killed_under_16_clients_loses_nothing_acknowledged", &["python"]) {
         return;
     }
     let cloud = Cloud::start();
@@ -65,9 +63,7 @@ fn rounds(cloud: &Cloud, instance: &str, more: u64) {
 
 #[test]
 fn instances_go_on_while_every_role_is_killed() {
-    if !long("instances_go_on_while_every_role_is_killed")
-        || !can_run_guests("instances_go_on_while_every_role_is_killed")
-    {
+    if !can_run_guests("instances_go_on_while_every_role_is_killed") {
         return;
     }
     let cloud = Cloud::start();

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use crate::cloud::{Cloud, errors_of, folder, has, karri, long, signal, text_of, up, wait};
+use crate::cloud::{Cloud, errors_of, folder, has, karri, signal, text_of, up, wait};
 
 /// Runs a `karri up` that must refuse; what it said.
 fn refused(mut command: Command) -> String {
@@ -48,9 +48,6 @@ fn a_port_in_use_is_refused_with_its_flag() {
 
 #[test]
 fn a_store_of_another_version_is_refused_and_left_alone() {
-    if !long("a_store_of_another_version_is_refused_and_left_alone") {
-        return;
-    }
     let dir = folder();
     let state = dir.path().join("state");
     assert!(Cloud::start_in(&state, &[]).stop());

@@ -485,8 +485,10 @@ impl<B: BulkStore> Inner<B> {
 
     /// Takes some extents from the store, for good.
     async fn refill(&self) -> Result<(), Error> {
+        // A small volume hoards no more than it could ever use.
+        let most = SPARE.min(self.size.div_ceil(EXTENT_BYTES) as usize);
         let mut taken = Vec::new();
-        while taken.len() < SPARE {
+        while taken.len() < most {
             match self.bulk.alloc_extent() {
                 Ok(x) => taken.push(x),
                 Err(_) if !taken.is_empty() => break,

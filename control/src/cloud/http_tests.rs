@@ -21,7 +21,8 @@ async fn world() -> World {
 }
 
 fn client(program: &str, addr: SocketAddr) -> Command {
-    let mut command = Command::new(program);
+    let ours = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/venv/bin").join(program);
+    let mut command = if ours.exists() { Command::new(ours) } else { Command::new(program) };
     command
         .env("AWS_ENDPOINT_URL", format!("http://{addr}"))
         .env("AWS_ACCESS_KEY_ID", "AKIAADMINADMINADMIN1")
