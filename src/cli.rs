@@ -128,7 +128,7 @@ struct WalrusArgs {
 
 #[derive(Subcommand)]
 enum WalrusAlone {
-    /// Serve S3 without a cloud, to one key, until told to stop
+    /// Serve S3 without a cloud, to one key or to the users of a file, until told to stop
     Serve {
         /// Folder of records and data; made where it is not there
         #[arg(long, value_name = "DIR")]
@@ -137,11 +137,14 @@ enum WalrusAlone {
         #[arg(long, value_name = "ADDR")]
         listen: SocketAddr,
         /// The key's id
-        #[arg(long, value_name = "K")]
-        access_key: String,
+        #[arg(long, value_name = "K", requires = "secret_key", required_unless_present = "users")]
+        access_key: Option<String>,
         /// Its secret
-        #[arg(long, value_name = "S")]
-        secret_key: String,
+        #[arg(long, value_name = "S", requires = "access_key")]
+        secret_key: Option<String>,
+        /// TOML file of more users: [[user]] with account, name, email, access_key, secret_key
+        #[arg(long, value_name = "FILE")]
+        users: Option<PathBuf>,
     },
 }
 
@@ -219,8 +222,9 @@ pub fn run() -> Result<ExitCode> {
         Command::Storage(StorageArgs { alone: Some(alone), .. }) => export(alone),
         Command::Walrus(WalrusArgs { alone: None, config }) => role(Role::Walrus, config),
         Command::Walrus(WalrusArgs { alone: Some(alone), .. }) => {
-            let WalrusAlone::Serve { store, listen, access_key, secret_key } = alone;
-            standalone::serve(&standalone::Serve { store, listen, access_key, secret_key })
+            let WalrusAlone::Serve { store, listen, access_key, secret_key, users } = alone;
+            let key = access_key.zip(secret_key);
+            standalone::serve(&standalone::Serve { store, listen, key, users })
         }
     }
 }
@@ -259,12 +263,21 @@ mod tests {
             "storage export --store f:1G --volume v:1G --vhost-user s --iscsi 127.0.0.1:0 --aoe eth0:1.2 --queues 2",
             "image add n --root f --kernel k --ramdisk r --state /s",
             "walrus serve --store d --listen 127.0.0.1:0 --access-key k --secret-key s",
+            "walrus serve --store d --listen 127.0.0.1:0 --users f",
         ];
         for line in fine {
             let parsed = Cli::try_parse_from(["karri"].into_iter().chain(line.split_whitespace()));
             assert!(parsed.is_ok(), "{line}: {}", parsed.err().map(|e| e.to_string()).unwrap_or_default());
         }
-        for line in ["storage", "walrus", "cloud", "up --network tunnel", "image add n", "up --account-id 1"] {
+        for line in [
+            "storage",
+            "walrus",
+            "cloud",
+            "up --network tunnel",
+            "image add n",
+            "up --account-id 1",
+            "walrus serve --store d --listen 127.0.0.1:0",
+        ] {
             let parsed = Cli::try_parse_from(["karri"].into_iter().chain(line.split_whitespace()));
             assert!(parsed.is_err(), "{line} was taken");
         }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use karri_base::aws::keys::Key;
 use karri_base::observe;
 use karri_base::role::Running;
 use karri_base::units::parse_bytes;
@@ -89,17 +90,59 @@ pub struct Serve {
     pub store: PathBuf,
     /// The S3 listener.
     pub listen: SocketAddr,
-    /// The one key.
-    pub access_key: String,
-    /// Its secret.
-    pub secret_key: String,
+    /// A key of account 000000000000's root, and its secret.
+    pub key: Option<(String, String)>,
+    /// A file of users.
+    pub users: Option<PathBuf>,
 }
 
-/// Serves S3 to one key until told to stop.
+/// A file of users.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Users {
+    user: Vec<User>,
+}
+
+/// One user: who it is, and its key.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct User {
+    account: String,
+    name: String,
+    #[serde(default)]
+    #[allow(dead_code, reason = "S3 needs no address; the file is the identity service's too")]
+    email: String,
+    access_key: String,
+    secret_key: String,
+}
+
+impl User {
+    /// The user named `root` is its account's root.
+    fn key(self) -> Result<Key> {
+        let account = self.account.parse().map_err(|e| anyhow::anyhow!("user {:?}: {e}", self.name))?;
+        let principal = if self.name == "root" { "root".into() } else { format!("user/{}", self.name) };
+        let arn = format!("arn:aws:iam::{account}:{principal}");
+        Ok(Key { access_key_id: self.access_key, secret: self.secret_key, account, arn })
+    }
+}
+
+fn read_users(text: &str) -> Result<Vec<Key>> {
+    let users: Users = toml::from_str(text)?;
+    users.user.into_iter().map(User::key).collect()
+}
+
+/// Serves S3 to one key and to the users of a file until told to stop.
 pub fn serve(asked: &Serve) -> Result<ExitCode> {
     observe::init_logs();
-    let (access, secret) = (&asked.access_key, &asked.secret_key);
-    let walrus = karri_objectstore::serve::standalone(&asked.store, asked.listen, access, secret, "us-east-1")?;
+    let mut keys = Vec::new();
+    if let Some((access, secret)) = &asked.key {
+        keys.push(karri_objectstore::serve::root_key(access, secret)?);
+    }
+    if let Some(path) = &asked.users {
+        let text = std::fs::read_to_string(path).with_context(|| format!("--users {}", path.display()))?;
+        keys.extend(read_users(&text).with_context(|| format!("--users {}", path.display()))?);
+    }
+    let walrus = karri_objectstore::serve::alone(&asked.store, asked.listen, keys, "us-east-1")?;
     print(&format!("ready: S3 at http://{}\n", walrus.local_addr()));
     runtime()?.block_on(async {
         chassis::stop_requested()?.await;
@@ -112,6 +155,17 @@ pub fn serve(asked: &Serve) -> Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn users_are_read() {
+        let user =
+            "account = \"000000000001\"\nname = \"NAME\"\nemail = \"e\"\naccess_key = \"a\"\nsecret_key = \"s\"\n";
+        let text = format!("[[user]]\n{user}[[user]]\n{}", user.replace("NAME", "root"));
+        let arns: Vec<String> = read_users(&text).unwrap().into_iter().map(|k| k.arn).collect();
+        assert_eq!(arns, ["arn:aws:iam::000000000001:user/NAME", "arn:aws:iam::000000000001:root"]);
+        assert!(read_users(&text.replace("000000000001", "1")).is_err());
+        assert!(read_users("[[user]]\nname = \"x\"\n").is_err());
+    }
 
     #[test]
     fn a_store_may_have_a_size() {

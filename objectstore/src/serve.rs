@@ -208,17 +208,31 @@ pub fn standalone(
     secret_key: &str,
     region: &str,
 ) -> Result<Handle, StartError> {
-    std::fs::create_dir_all(dir)
-        .map_err(|e| StartError::Config { what: format!("the folder {} cannot be made: {e}", dir.display()) })?;
+    alone(dir, listen, [root_key(access_key, secret_key)?], region)
+}
+
+/// A key of account 000000000000's root.
+pub fn root_key(access_key: &str, secret_key: &str) -> Result<Key, StartError> {
     let account = "000000000000";
-    let key = Key {
+    Ok(Key {
         access_key_id: access_key.to_owned(),
         secret: secret_key.to_owned(),
         account: account.parse().map_err(|e| StartError::Config { what: format!("{e}") })?,
         arn: format!("arn:aws:iam::{account}:root"),
-    };
+    })
+}
+
+/// S3 without a cloud, to these keys.
+pub fn alone(
+    dir: &Path,
+    listen: SocketAddr,
+    keys: impl IntoIterator<Item = Key>,
+    region: &str,
+) -> Result<Handle, StartError> {
+    std::fs::create_dir_all(dir)
+        .map_err(|e| StartError::Config { what: format!("the folder {} cannot be made: {e}", dir.display()) })?;
     let meta = Arc::new(RocksStore::open(dir.join("meta"), &rocks::Options::default())?);
-    let options = ServeOptions::new(listen, dir.join("objects"), meta, KeyRing::new([key]));
+    let options = ServeOptions::new(listen, dir.join("objects"), meta, KeyRing::new(keys));
     serve(ServeOptions { region: region.to_owned(), ..options })
 }
 
