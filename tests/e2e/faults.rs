@@ -30,7 +30,8 @@ fn walrus_killed_under_16_clients_loses_nothing_acknowledged() {
     assert!(kills > 0 && verified.is_some_and(|n| n >= 40), "{kills} kills, {verified:?} verified");
 }
 
-/// Writes stamped blocks to a disk that appears, reads each back past the cache, for ever; says how many rounds went well.
+/// Writes noise to places of a disk that were never written, half of it not flushed, and reads it back past the cache, for
+/// ever; says how many rounds went well.
 const VERIFIER: &str = "#!/bin/sh
 cat >/etc/karri/on-disk <<'END'
 #!/bin/sh
@@ -38,8 +39,10 @@ round=0
 while :; do
   round=$((round + 1))
   head -c 1048576 /dev/urandom >/tmp/noise
-  at=$((round % 64))
-  dd if=/tmp/noise of=$1 bs=1M seek=$at conv=fsync 2>/tmp/dd || { echo \"bad write $round: $(cat /tmp/dd)\" >/dev/console; exit; }
+  at=$((round % 1000))
+  how=conv=fsync
+  [ $((round % 2)) = 0 ] || how=oflag=direct
+  dd if=/tmp/noise of=$1 bs=1M seek=$at $how 2>/tmp/dd || { echo \"bad write $round: $(cat /tmp/dd)\" >/dev/console; exit; }
   echo 3 >/proc/sys/vm/drop_caches
   dd if=$1 bs=1M skip=$at count=1 2>/dev/null | cmp - /tmp/noise || { echo \"bad read $round\" >/dev/console; exit; }
   echo \"round $round good\" >/dev/console

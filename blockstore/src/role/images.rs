@@ -84,7 +84,10 @@ impl Images {
             })
             .await?;
         tracing::info!(image = %source, bytes = size, "copying an image from Walrus");
-        let written = self.stream(host, source, size, slot).await;
+        let mut writes = tokio::task::JoinSet::new();
+        let written = self.stream(host, source, size, slot, &mut writes).await;
+        // Nothing may be written any more when the copy is closed and its extents go to others.
+        while writes.join_next().await.is_some() {}
         let closed = host.with_store(0, move |_| async move {
             match slot.take() {
                 Some(volume) => volume.close().await,
@@ -113,6 +116,7 @@ impl Images {
         source: &Source,
         size: u64,
         slot: CoreLocal<ExtentVolume<Bulk>>,
+        writes: &mut tokio::task::JoinSet<Result<(), Error>>,
     ) -> Result<(), Error> {
         let quoted = format!("\"{}\"", source.etag);
         let condition = [("if-match", quoted.as_str())];
@@ -129,7 +133,6 @@ impl Images {
         let mut body = self.send(source, get).await?.into_body();
         let lost = |why: String| Error::Image { what: source.to_string(), why, transient: true };
         let room = Arc::new(tokio::sync::Semaphore::new(PIECES_MAX));
-        let mut writes = tokio::task::JoinSet::new();
         let mut piece = Buf::zeroed(PIECE_BYTES);
         let (mut at, mut filled) = (0u64, 0usize);
         loop {
