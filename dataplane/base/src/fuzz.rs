@@ -208,6 +208,37 @@ targets! {
         }
     }
 
+    /// Policies: what is accepted can be asked, in every place, and nothing is both allowed and denied.
+    fn policy_document(data) from [
+        r#"{"Version":"2012-10-17","Id":"i","Statement":[{"Sid":"a","Effect":"Allow","Action":["s3:Get*","*"],
+            "NotResource":"arn:aws:s3:::${aws:username}/*","Condition":{"ForAnyValue:StringLikeIfExists":
+            {"aws:x":["${aws:userid, 'd'}*",1,true]},"IpAddress":{"aws:SourceIp":"10.0.0.0/8"},"Null":{"a:b":true},
+            "DateLessThan":{"aws:CurrentTime":"2023-11-14T22:13:20Z"},"ArnLike":{"a:b":"arn:aws:iam::*:user/?"}}}]}"#,
+        r#"{"Statement":{"Effect":"Deny","NotPrincipal":{"AWS":["123456789012","arn:aws:iam::123456789012:user/a"],
+            "Service":"a.b","Federated":"x"},"NotAction":"s3:*","Resource":"*"}}"#,
+        r#"{"Statement":{"Effect":"Allow","Principal":"*","Action":"sts:AssumeRole"}}"#,
+    ] {
+        use crate::aws::policy::{Context, Identity, Policy, Principal, Request, Target, Use, decide};
+        let text = text(data);
+        for purpose in [Use::Simulated, Use::Bucket, Use::Trust] {
+            let Ok(policy) = Policy::parse(&text, purpose) else { continue };
+            assert!(policy.keys().is_sorted());
+            let account = "123456789012".parse().unwrap_or_else(|_| unreachable!("an account"));
+            let mut context = Context::default();
+            context.text("aws:SourceIp", "10.1.2.3").text("a:b", "arn:aws:iam::1:user/b").text("aws:x", "1");
+            let request = Request { action: "s3:GetObject", resource: "arn:aws:s3:::b/k", context: &context };
+            let owner = Some(&account);
+            let target = Target { owner, policy: Some(&policy), ..Target::default() };
+            let user = Principal::user(&account, "arn:aws:iam::123456789012:user/a", "AIDA");
+            let all = std::sync::Arc::new(Policy::administrator());
+            for who in [user, Principal::root(&account), Principal::anonymous()] {
+                let with = decide(&Identity::new(who.clone(), vec![all.clone()]), &target, &request);
+                let without = decide(&Identity::new(who, Vec::new()), &target, &request);
+                assert!(with.is_allowed() || !without.is_allowed(), "more policies allow no less");
+            }
+        }
+    }
+
     /// Configuration files and credentials.
     fn config_toml(data) from [
         "[role]\nstate = \"/s\"\naccount_id = \"123456789012\"\ngrpc = \"127.0.0.1:1\"\nmetrics = \"127.0.0.1:2\"\n\

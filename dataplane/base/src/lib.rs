@@ -8,7 +8,7 @@
 //! | [`config`] | the TOML configuration of every role |
 //! | [`fuzz`] | hostile bytes against parsers: the harness and this crate's targets |
 //! | [`observe`] | log set-up, fixed field names, metric registry |
-//! | [`aws`] | SigV4, SigV2, ARNs |
+//! | [`aws`] | SigV4, SigV2, ARNs, access keys, IAM policies and their evaluator |
 //! | [`proto`] | the gRPC messages between roles (`proto/*.proto`) |
 //! | [`role`] | what a started role is to the binary |
 

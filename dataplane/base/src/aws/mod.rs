@@ -2,6 +2,7 @@
 
 pub mod arn;
 pub mod keys;
+pub mod policy;
 pub mod s3;
 pub mod sigv2;
 pub mod sigv4;
