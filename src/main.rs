@@ -9,6 +9,7 @@
 //! | [`layout`] | the state folder: names, modes, lock, credentials, what runs now |
 //! | [`pki`] | the certificate authority and the roles' certificates |
 //! | [`peers`] | mutual-TLS channels between roles |
+//! | [`callers`] | which role may call which gRPC method |
 //! | [`ask`] | `env` and `status` |
 //! | [`image`] | `image add` |
 //! | [`standalone`] | `walrus serve` and `storage export` |
@@ -16,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod ask;
+mod callers;
 mod chassis;
 mod cli;
 mod image;

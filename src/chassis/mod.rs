@@ -3,7 +3,7 @@
 //! ```text
 //! karri ROLE --config FILE
 //!   read FILE, lock the role's folder, open its records (RocksDB in STATE/meta)
-//!   start the role (its crate), then listen: gRPC with mutual TLS, metrics
+//!   start the role (its crate), then listen: gRPC with mutual TLS for those who may call it, metrics
 //!   until SIGTERM, SIGINT, or the supervisor is gone: Running::shutdown within its deadline, end
 //! ```
 //!
@@ -32,6 +32,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::TcpListenerStream;
 use tracing::{error, info};
 
+use crate::callers;
 use crate::layout::{self, Lock};
 use crate::peers;
 use crate::pki;
@@ -114,7 +115,7 @@ impl Process {
 
     async fn serve(self, stop: impl Future<Output = ()>) -> Result<ExitCode> {
         let status = Status { role: self.role, running: self.running.clone(), began: self.began };
-        let routes = self.running.routes().add_service(RoleServer::new(status));
+        let routes = callers::guarded(self.running.routes().add_service(RoleServer::new(status)));
         let grpc = tonic::transport::Server::builder()
             .tls_config(self.tls)?
             .tcp_nodelay(true)

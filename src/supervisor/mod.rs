@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use karri_base::clock::{Clock as _, SystemClock};
 use karri_base::config::{Cloud, Config, Node, Peers, Role as RoleConfig, Storage, Tls, Walrus};
 use karri_base::id::AccountId;
 use karri_base::observe;
@@ -64,7 +65,7 @@ async fn run(settings: &Settings) -> Result<ExitCode> {
     let addresses = Addresses::settle(settings, layout.has_runtime()).await?;
     let (credentials, first_start) = layout.ensure_credentials(settings.account_id.clone())?;
     let names = Role::ALL.iter().map(|role| role.name()).chain([pki::ADMIN]).collect::<Vec<_>>();
-    pki::ensure(&layout.tls(), &names)?;
+    pki::ensure(&layout.tls(), &names, SystemClock.now())?;
     for role in Role::ALL {
         let config = role_config(role, settings, &layout, &addresses, &credentials.account_id)?;
         layout::write_private(&layout.role_config(role), toml::to_string(&config)?.as_bytes())?;
@@ -173,7 +174,7 @@ impl Addresses {
     /// What a user may want to know of a role that is ready.
     fn line(&self, role: Role) -> String {
         match role {
-            Role::Cloud => format!("EC2, IAM, STS at http://{}", self.api),
+            Role::Cloud => format!("EC2, STS at http://{}", self.api),
             Role::Walrus => format!("S3 at http://{}", self.s3),
             _ => format!("gRPC at {}", self.of(role).grpc),
         }
