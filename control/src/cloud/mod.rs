@@ -40,6 +40,8 @@ pub(crate) mod fakes;
 #[cfg(test)]
 mod http_tests;
 #[cfg(test)]
+mod tenant_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod watch_tests;
