@@ -106,6 +106,8 @@ pub struct ClusterState {
     pub latest: HashMap<String, u64>,
     pub room: Option<usize>,
     pub node_down: bool,
+    /// Guests let go of disks by force only.
+    pub guests_keep_disks: bool,
 }
 
 /// A zone with one node.
@@ -244,7 +246,11 @@ impl Cluster for FakeCluster {
             .call("detach", || {
                 let mut s = self.lock();
                 s.check(&request.instance_id, request.generation)?;
+                let keeps = s.guests_keep_disks && !request.force;
                 let vm = s.running(&request.instance_id)?;
+                if keeps {
+                    return Err(Status::aborted("the guest holds on to it"));
+                }
                 vm.disks.retain(|d| d.volume_id != request.volume_id);
                 Ok(incarnation(&request.instance_id, vm))
             })

@@ -43,8 +43,8 @@ use super::records::{self, KEEP, Phase, Record};
 const GRACE: Duration = Duration::from_secs(60);
 /// How long a guest may take to shut down for a reboot before it is reset; EC2 waits for four minutes.
 const REBOOT: Duration = Duration::from_secs(60);
-/// How long a guest may hold on to a disk before a detach answers DEADLINE_EXCEEDED.
-const UNPLUG: Duration = Duration::from_secs(30);
+/// How long a guest may hold on to a disk before a detach answers ABORTED; the cloud asks again.
+const UNPLUG: Duration = Duration::from_secs(10);
 /// Longest user data, in bytes; EC2 takes 16 KiB before base64.
 const USER_DATA_BYTES_MAX: usize = 64 << 10;
 /// What a kernel is told where the image says nothing.
@@ -524,6 +524,8 @@ impl Host {
                 Err(HypervisorError::TimedOut { .. }) if request.force => {
                     tracing::warn!(instance = %instance, volume = %volume, "detached by force: the guest holds on to it");
                 }
+                // Its own code: another try may help, and so may force.
+                Err(e @ HypervisorError::TimedOut { .. }) => return Err(Status::aborted(e.to_string())),
                 // It ended just now and holds nothing.
                 Err(HypervisorError::NotRunning { .. }) => {}
                 Err(e) => return Err(refused(&e)),

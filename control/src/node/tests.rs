@@ -198,7 +198,7 @@ async fn disks_come_and_go_and_the_root_disk_stays() {
     }
     assert_eq!(code(detach(&node, 1, 0xa0, false).await), Code::FailedPrecondition);
     host.world.set_faults(Faults { guest_holds_disks: true, ..Faults::default() });
-    assert_eq!(code(detach(&node, 1, 1, false).await), Code::DeadlineExceeded);
+    assert_eq!(code(detach(&node, 1, 1, false).await), Code::Aborted);
     assert_eq!(report(&node).await.instances[0].volume_ids.len(), 2);
     detach(&node, 1, 1, true).await.expect("by force");
     host.world.set_faults(Faults::default());

@@ -453,7 +453,8 @@ pub fn instance_mappings(call: &Call<'_>, instance: &Instance) -> Vec<ec2::Insta
             device_name: Some(a.device.clone()),
             ebs: Some(ec2::EbsInstanceBlockDevice {
                 volume_id: Some(v.id.to_string()),
-                status: ec2::AttachmentStatus::parse(a.state.as_str()),
+                // `busy` is known to volumes only.
+                status: ec2::AttachmentStatus::parse(a.state.as_str()).or(Some(ec2::AttachmentStatus::Detaching)),
                 attach_time: Some(Timestamp(a.attached_us)),
                 delete_on_termination: Some(a.delete_on_termination),
                 ..Default::default()

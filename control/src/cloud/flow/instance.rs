@@ -410,7 +410,10 @@ fn finish(txn: &mut Txn<'_>, instance: &mut Instance, kind: InstanceFlowKind, un
             }
         }
         (InstanceFlowKind::Reboot, _) => {}
-        (InstanceFlowKind::Stop { .. }, _) => instance.state = InstanceStateName::Stopped,
+        (InstanceFlowKind::Stop { .. }, _) => {
+            instance.state = InstanceStateName::Stopped;
+            detach_busy(txn, instance);
+        }
         (InstanceFlowKind::Start, Some(reason)) => {
             instance.state = InstanceStateName::Stopped;
             instance.desired = Desired::Stopped;
@@ -424,6 +427,23 @@ fn finish(txn: &mut Txn<'_>, instance: &mut Instance, kind: InstanceFlowKind, un
         }
         (InstanceFlowKind::Terminate, _) => terminated(txn, instance, now_us),
     }
+}
+
+/// Detaches the volumes that the guest kept when it was asked for them: nothing runs that could hold them now.
+fn detach_busy(txn: &mut Txn<'_>, instance: &mut Instance) {
+    let is_busy = |v: &Volume| v.attachment.as_ref().is_some_and(|a| a.state == VolumeAttachmentState::Busy);
+    instance.volumes.retain(|id| {
+        let Some(volume) = txn.get::<Volume>(id.as_str()).filter(|v| is_busy(v)) else { return true };
+        let free = Volume {
+            state: VolumeState::Available,
+            attachment: None,
+            socket: None,
+            reason: None,
+            ..Volume::clone(&volume)
+        };
+        txn.put(free);
+        false
+    });
 }
 
 fn terminated(txn: &mut Txn<'_>, instance: &mut Instance, now_us: u64) {

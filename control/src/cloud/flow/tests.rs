@@ -219,6 +219,97 @@ async fn a_guest_that_keeps_its_disk_leaves_it_busy_until_forced() {
     w.until_volume(&v, "available").await;
 }
 
+/// A cloud with a clock, an instance, and a volume that its guest does not let go of when asked.
+async fn kept(clock: &std::sync::Arc<karri_base::clock::ManualClock>) -> (World, String, String) {
+    let w = World::at(clock.clone(), "127.0.0.1:0".parse().unwrap()).await;
+    let image = w.image("first").await;
+    let (id, v) = (w.instance_of(&image).await, w.blank_volume().await);
+    let params = [("VolumeId", v.as_str()), ("InstanceId", &id), ("Device", "/dev/sdf")];
+    w.ask("AttachVolume", &params).await.unwrap();
+    w.until_volume(&v, "in-use").await;
+    w.cluster.lock().guests_keep_disks = true;
+    let xml = w.ask("DetachVolume", &[("VolumeId", &v)]).await.unwrap();
+    assert_eq!(text(&xml, "status"), "detaching");
+    until_busy(&w, &v).await;
+    assert!(w.volume(&v).flow.is_some(), "the guest is asked again");
+    (w, id, v)
+}
+
+async fn until_busy(w: &World, v: &str) {
+    w.until("busy", |c| {
+        let attachment = c.store.get::<Volume>(v).and_then(|v| v.attachment.clone());
+        attachment.is_some_and(|a| a.state.as_str() == "busy")
+    })
+    .await;
+}
+
+fn manual_clock() -> std::sync::Arc<karri_base::clock::ManualClock> {
+    use karri_base::clock::{ManualClock, UnixMicros};
+    std::sync::Arc::new(ManualClock::at(UnixMicros(super::super::tests::NOW)))
+}
+
+#[tokio::test]
+async fn a_guest_is_asked_for_its_disk_until_patience_ends() {
+    let clock = manual_clock();
+    let (mut w, _, v) = kept(&clock).await;
+    let status = |w: &World| {
+        let volume = w.volume(&v);
+        let attachment = volume.attachment.as_ref().unwrap();
+        (volume.state.to_string(), attachment.state.to_string(), volume.reason.clone().unwrap().message)
+    };
+    let (state, attachment, why) = status(&w);
+    assert_eq!((state.as_str(), attachment.as_str()), ("in-use", "busy"));
+    assert!(why.contains("the guest keeps the volume"), "{why}");
+    // The flow goes on over a restart, and is over when patience is.
+    w.restart().await;
+    let asked = w.faults.calls();
+    let again = async {
+        while w.faults.calls() < asked + 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), again).await.unwrap();
+    assert!(w.volume(&v).flow.is_some());
+    clock.advance(std::time::Duration::from_secs(3600));
+    w.until_volume(&v, "in-use").await;
+    let (_, attachment, why) = status(&w);
+    assert!(attachment == "busy" && why.contains("gave up"), "{attachment} {why}");
+    assert!(w.storage.volumes()[&v].export.is_some(), "the guest still has its disk");
+    // Asked anew it lets go.
+    w.cluster.lock().guests_keep_disks = false;
+    w.ask("DetachVolume", &[("VolumeId", &v)]).await.unwrap();
+    w.until_volume(&v, "available").await;
+    assert!(w.storage.volumes()[&v].export.is_none());
+}
+
+#[tokio::test]
+async fn force_ends_a_detach_that_a_guest_holds_up() {
+    let (w, id, v) = kept(&manual_clock()).await;
+    w.ask("DetachVolume", &[("VolumeId", &v), ("Force", "true")]).await.unwrap();
+    w.until_volume(&v, "available").await;
+    assert!(w.storage.volumes()[&v].export.is_none());
+    assert_eq!((w.instance(&id).state.as_str(), w.instance(&id).volumes.len()), ("running", 1));
+}
+
+#[tokio::test]
+async fn an_instance_that_ends_lets_go_of_busy_volumes() {
+    for action in ["StopInstances", "TerminateInstances"] {
+        for over in [false, true] {
+            let clock = manual_clock();
+            let (w, id, v) = kept(&clock).await;
+            if over {
+                clock.advance(std::time::Duration::from_secs(3600));
+                w.until_volume(&v, "in-use").await;
+            }
+            w.ask(action, &[("InstanceId.1", &id)]).await.unwrap();
+            w.until_instance(&id, if action == "StopInstances" { "stopped" } else { "terminated" }).await;
+            w.until_volume(&v, "available").await;
+            assert!(w.storage.volumes()[&v].export.is_none());
+            assert!(!w.instance(&id).volumes.iter().any(|held| held.as_str() == v));
+        }
+    }
+}
+
 #[tokio::test]
 async fn termination_overtakes_a_launch_that_waits() {
     let w = World::new().await;
@@ -237,8 +328,7 @@ async fn termination_overtakes_a_launch_that_waits() {
 
 #[tokio::test]
 async fn a_launch_gives_up_in_the_end_and_a_termination_never_does() {
-    use karri_base::clock::{ManualClock, UnixMicros};
-    let clock = std::sync::Arc::new(ManualClock::at(UnixMicros(super::super::tests::NOW)));
+    let clock = manual_clock();
     let w = World::at(clock.clone(), "127.0.0.1:0".parse().unwrap()).await;
     let image = w.image("first").await;
     let id = w.instance_of(&image).await;

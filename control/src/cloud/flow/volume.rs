@@ -5,7 +5,11 @@
 //! | create | make | available | error |
 //! | delete | remove | deleted | never |
 //! | attach | export, plug | in-use, attached | available |
-//! | detach | unplug, unexport | available | in-use, attached (the guest refused and it was not forced) |
+//! | detach | unplug, unexport | available | in-use, busy (the guest kept it and it was not forced) |
+//!
+//! A guest that keeps its disk makes the attachment `busy` at once. It is asked again with growing pauses until
+//! [`Settings::give_up`](super::Settings::give_up); then the flow is over and the attachment stays `busy` with the reason.
+//! What ends that is another detach (forced or not), or the instance's stop or termination.
 //!
 //! Attaching to a stopped instance needs no flow: its next start exports and plugs all its volumes.
 
@@ -58,6 +62,7 @@ impl Flows {
         let Some(step) = steps(flow.kind).get(flow.step).copied() else {
             return self.advance_volume(&volume, Outcome::done()).await;
         };
+        let gives_up = gives_up || step == Step::Unplug { force: false };
         let outcome = match &flow.undo {
             None => match self.do_volume_step(&volume, step, false).await {
                 Outcome::Again(_, why) if gives_up && self.overdue(flow.begun_us) => {
@@ -150,6 +155,14 @@ impl Flows {
         if matches!(instance.state, InstanceStateName::Stopped | InstanceStateName::Terminated) {
             return Outcome::done();
         }
+        // Its stop waits for this flow to be over, and lets go of what is busy.
+        if matches!(instance.state, InstanceStateName::Stopping | InstanceStateName::ShuttingDown) && !undoing {
+            let id = &instance.id;
+            return Outcome::Failed(Reason::new(
+                "Client.IncorrectState",
+                format!("instance {id} is {}", instance.state),
+            ));
+        }
         let request = proto::DetachVolumeRequest {
             instance_id: attachment.instance.to_string(),
             generation: instance.generation,
@@ -159,11 +172,35 @@ impl Flows {
         match self.cluster.detach(request).await {
             Ok(_) => Outcome::done(),
             Err(status) if status.code() == Code::NotFound => Outcome::done(),
+            Err(status) if status.code() == Code::Aborted && !undoing => {
+                self.guest_keeps(volume, status.message()).await
+            }
             Err(status) if passing(&status) || undoing => {
                 Outcome::Again(None, format!("the cluster could not unplug the volume: {}", status.message()))
             }
             Err(status) => refused("the cluster could not unplug the volume", &status),
         }
+    }
+
+    /// Shows that the guest keeps the disk; it is asked again.
+    async fn guest_keeps(&self, volume: &Volume, told: &str) -> Outcome {
+        let why = format!("the guest keeps the volume: {told}");
+        let shown = self.store.change::<_, StoreError>(|txn| {
+            let Some(current) = txn.get::<Volume>(volume.id.as_str()) else { return Ok(()) };
+            let mut now = Volume::clone(&current);
+            if let Some(attachment) = now.attachment.as_mut().filter(|a| a.state != VolumeAttachmentState::Busy)
+                && now.flow == volume.flow
+            {
+                attachment.state = VolumeAttachmentState::Busy;
+                now.reason = Some(Reason::new("Client.VolumeInUse", &why));
+                txn.put(now);
+            }
+            Ok(())
+        });
+        if let Err(e) = shown.await {
+            tracing::error!(volume = %volume.id, error = %e, "a busy volume could not be recorded");
+        }
+        Outcome::Again(None, why)
     }
 
     async fn advance_volume(&self, before: &Volume, outcome: Outcome) -> Result<Turn, StoreError> {
