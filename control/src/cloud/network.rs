@@ -1,6 +1,5 @@
 //! Private addresses, until the overlay brings real subnets: each account has 10.0.0.0/16 to itself.
 
-use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
 use karri_base::id::AccountId;
@@ -23,8 +22,6 @@ fn address(n: u32) -> String {
 /// # Errors
 /// `InsufficientFreeAddressesInSubnet`.
 pub fn allocate(cloud: &Cloud, txn: &mut Txn<'_>, account: &AccountId, count: usize) -> ApiResult<Vec<String>> {
-    let used: HashSet<String> =
-        txn.list::<Lease>().iter().filter(|l| l.account == *account).map(|l| l.address.clone()).collect();
     let span = LAST - FIRST + 1;
     // Each call begins where the last one ended, so that calls at the same time do not contend for one address.
     let from = cloud.next_address.fetch_add(count as u32, Ordering::Relaxed);
@@ -34,7 +31,9 @@ pub fn allocate(cloud: &Cloud, txn: &mut Txn<'_>, account: &AccountId, count: us
             break;
         }
         let candidate = address(FIRST + from.wrapping_add(offset) % span);
-        if !used.contains(&candidate) && txn.get::<Lease>(&Lease::key(account, &candidate)).is_none() {
+        let key = Lease::key(account, &candidate);
+        // Looked at first without a check: only what is taken here must still be free at the commit.
+        if cloud.store.get::<Lease>(&key).is_none() && txn.get::<Lease>(&key).is_none() {
             free.push(candidate);
         }
     }

@@ -19,7 +19,8 @@ use tokio::sync::watch;
 
 use super::records::{AccessKey, Image, ImageName, Instance, KeyPair, Lease, Record, Token, Volume};
 
-const STRIPES: usize = 256;
+/// Locks that keys share. They are held over a commit, so there are many: a thousand commits under way hardly ever meet.
+const STRIPES: usize = 1 << 16;
 const RUNS_MAX: usize = 1000;
 const LOAD_PAGE: usize = 1000;
 
@@ -60,7 +61,7 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     meta: Arc<dyn MetaStore>,
     cache: RwLock<BTreeMap<String, Entry>>,
-    stripes: Vec<Arc<tokio::sync::Mutex<()>>>,
+    stripes: Vec<tokio::sync::Mutex<()>>,
     hash: RandomState,
     changes: watch::Sender<u64>,
 }
@@ -140,7 +141,7 @@ impl Store {
         Ok(Self(Arc::new(Inner {
             meta,
             cache: RwLock::new(cache),
-            stripes: (0..STRIPES).map(|_| Arc::default()).collect(),
+            stripes: (0..STRIPES).map(|_| tokio::sync::Mutex::default()).collect(),
             hash: RandomState::new(),
             changes: watch::Sender::new(0),
         })))

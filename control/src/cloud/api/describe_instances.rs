@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use karri_base::id::ReservationId;
+use karri_base::id::{InstanceId, ReservationId};
 
 use crate::wire::Timestamp;
 use crate::wire::generated::ec2;
@@ -194,15 +194,28 @@ fn reservations(call: &Call<'_>, instances: &[Arc<Instance>]) -> Vec<ec2::Reserv
     instances.chunk_by(same_call).map(group).collect()
 }
 
+/// The order of descriptions, as text for page tokens.
 fn order(i: &Instance) -> String {
     format!("{:020}{}{:06}", i.created_us, i.reservation, i.launch_index)
 }
 
-/// One call's instances, as RunInstances answers them.
-pub fn reservation(call: &Call<'_>, id: &ReservationId) -> ApiResult<ec2::Reservation> {
-    let mut instances = call.cloud.store.list::<Instance>();
+/// The same order.
+fn sort(instances: &mut [Arc<Instance>]) {
+    fn key(i: &Instance) -> (u64, &str, i32) {
+        (i.created_us, i.reservation.as_str(), i.launch_index)
+    }
+    instances.sort_unstable_by(|a, b| key(a).cmp(&key(b)));
+}
+
+/// One call's instances, as RunInstances answers them; `ids` says which they are where that is known.
+pub fn reservation(call: &Call<'_>, id: &ReservationId, ids: Option<&[InstanceId]>) -> ApiResult<ec2::Reservation> {
+    let store = &call.cloud.store;
+    let mut instances = match ids {
+        Some(ids) => ids.iter().filter_map(|id| store.get::<Instance>(id.as_str())).collect(),
+        None => store.list::<Instance>(),
+    };
     instances.retain(|i| i.reservation == *id);
-    instances.sort_by_cached_key(|i| order(i));
+    sort(&mut instances);
     let empty = || ec2::Reservation {
         reservation_id: Some(id.to_string()),
         owner_id: Some(call.account().to_string()),
@@ -225,7 +238,7 @@ fn wanted(call: &Call<'_>, ids: &[String]) -> ApiResult<Vec<Arc<Instance>>> {
         }
         named
     };
-    instances.sort_by_cached_key(|i| order(i));
+    sort(&mut instances);
     instances.dedup_by(|a, b| a.id == b.id);
     Ok(instances)
 }

@@ -13,7 +13,7 @@ use karri_base::id::{ImageId, InstanceId, NetworkInterfaceId, ReservationId, Vol
 use crate::wire::generated::ec2;
 
 use super::super::error::{ApiError, ApiResult, Code};
-use super::super::flow::{InstanceFlow, InstanceFlowKind, Subject};
+use super::super::flow::{First, InstanceFlow, InstanceFlowKind};
 use super::super::instance_types;
 use super::super::network;
 use super::super::records::{
@@ -177,12 +177,13 @@ pub async fn run(call: &Call<'_>, mut request: ec2::RunInstancesRequest) -> ApiR
     let launch = launch(call, &mut request)?;
     let image_id = request.image_id.clone().ok_or_else(|| ApiError::missing("ImageId"))?;
     let (made, fresh) = call.cloud.store.change(|txn| reserve(call, txn, &request, &image_id, &launch)).await?;
-    let placed = if fresh { place(call, &launch).await? } else { Vec::new() };
-    // As it is reserved: the flows may be faster than the answer.
-    let answer = reservation(call, &made);
-    for id in placed {
-        call.cloud.flows.kick(Subject::Instance(id.to_string()));
+    if !fresh {
+        return reservation(call, &made, None);
     }
+    let placed = place(call, &launch).await?;
+    // As it is reserved: the flows may be faster than the answer.
+    let answer = reservation(call, &made, Some(&launch.ids));
+    placed.into_iter().for_each(|first| call.cloud.flows.begin(first));
     answer
 }
 
@@ -290,19 +291,22 @@ fn reserve(
     Ok((launch.reservation.clone(), true))
 }
 
-/// Finds hosts and answers who is to be started. Instances that found none are forgotten, all of them when fewer than the least number found one.
-async fn place(call: &Call<'_>, launch: &Launch) -> ApiResult<Vec<InstanceId>> {
+/// Finds hosts and answers who is to be started and how far that is. Instances that found none are forgotten, all of them when fewer than the least number found one.
+async fn place(call: &Call<'_>, launch: &Launch) -> ApiResult<Vec<First>> {
     let flows = &call.cloud.flows;
     let tries = futures_util::stream::iter(launch.ids.clone()).map(|id| async move {
-        let refused = tokio::time::timeout(PLACE_WAIT, flows.place_first(&id)).await.ok().flatten();
-        (id, refused)
+        match tokio::time::timeout(PLACE_WAIT, flows.place_first(&id)).await {
+            Ok(Ok(first)) => Ok(first),
+            Ok(Err(reason)) => Err((id, reason)),
+            Err(_) => Ok(First::of(id)),
+        }
     });
     let (mut placed, mut refused) = (Vec::new(), Vec::new());
     let mut why = String::new();
-    for (id, refusal) in tries.buffer_unordered(64).collect::<Vec<_>>().await {
-        match refusal {
-            None => placed.push(id),
-            Some(reason) => {
+    for tried in tries.buffer_unordered(64).collect::<Vec<_>>().await {
+        match tried {
+            Ok(first) => placed.push(first),
+            Err((id, reason)) => {
                 why = reason.message;
                 refused.push(id);
             }
@@ -311,7 +315,7 @@ async fn place(call: &Call<'_>, launch: &Launch) -> ApiResult<Vec<InstanceId>> {
     let enough = placed.len() >= launch.min;
     let mut forget = refused;
     if !enough {
-        for id in std::mem::take(&mut placed) {
+        for First { id, .. } in std::mem::take(&mut placed) {
             match call.cloud.cluster.release(&id, 1).await {
                 Ok(()) => forget.push(id),
                 // It keeps its place, so it must be kept too: its flow is undone in its own time.

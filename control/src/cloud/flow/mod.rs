@@ -15,8 +15,8 @@
 //! record, so steps of one record never overlap. A later request may replace a flow (terminate while starting): the
 //! worker notices at its next commit.
 //!
-//! A peer that does not answer is asked again with growing pauses. What can be undone gives up after
-//! [`Settings::give_up`]; what tears down never does.
+//! A peer that does not answer is asked again with growing pauses. What can be undone, and asking a guest for its disk,
+//! gives up after [`Settings::give_up`]; what tears down never does.
 
 pub mod instance;
 pub mod volume;
@@ -198,6 +198,20 @@ enum Turn {
     Pause(Option<Duration>, String),
 }
 
+/// A launched instance, and its first step where that is done and not recorded yet.
+pub struct First {
+    /// Which.
+    pub id: InstanceId,
+    done: Option<(Arc<Instance>, Outcome)>,
+}
+
+impl First {
+    /// Nothing is done yet.
+    pub fn of(id: InstanceId) -> Self {
+        Self { id, done: None }
+    }
+}
+
 /// Runs flows. Clones share the same workers.
 #[derive(Clone)]
 pub struct Flows {
@@ -269,19 +283,29 @@ impl Flows {
         tokio::spawn(async move { flows.work(subject, awake).await });
     }
 
-    /// Does the first step of a run flow that no worker has yet: finds a host. Answers the reason when there is no room;
-    /// anything else that goes wrong is left to the worker.
-    pub async fn place_first(&self, id: &InstanceId) -> Option<Reason> {
-        let instance = self.store.get::<Instance>(id.as_str())?;
+    /// Does the first step of a run flow that no worker has yet: finds a host. What goes wrong is left to the worker.
+    ///
+    /// # Errors
+    /// There is no room, and why.
+    pub async fn place_first(&self, id: &InstanceId) -> Result<First, Reason> {
+        let Some(instance) = self.store.get::<Instance>(id.as_str()) else { return Ok(First::of(id.clone())) };
         match self.place(&instance).await {
-            Outcome::Failed(reason) if reason.code == "Server.InsufficientInstanceCapacity" => Some(reason),
-            Outcome::Done(found) => {
-                // Not recorded means that the worker asks again, which is harmless.
-                let _ = self.advance(&instance, Outcome::Done(found)).await;
-                None
-            }
-            _ => None,
+            Outcome::Failed(reason) if reason.code == "Server.InsufficientInstanceCapacity" => Err(reason),
+            found @ Outcome::Done(_) => Ok(First { id: id.clone(), done: Some((instance, found)) }),
+            _ => Ok(First::of(id.clone())),
         }
+    }
+
+    /// Sets a launched instance's flow going. The step that was done is recorded first; not recorded means that the
+    /// worker does it again, which is harmless, so that nobody has to wait for it.
+    pub fn begin(&self, first: First) {
+        let flows = self.clone();
+        tokio::spawn(async move {
+            if let Some((instance, outcome)) = first.done {
+                let _ = flows.advance(&instance, outcome).await;
+            }
+            flows.kick(Subject::Instance(first.id.to_string()));
+        });
     }
 
     /// Turns an instance's flow round: what it did is undone.
