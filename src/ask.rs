@@ -32,6 +32,8 @@ pub fn env(layout: &Layout) -> Result<ExitCode> {
     for (name, value) in lines {
         let _ = writeln!(text, "export {name}='{value}'");
     }
+    // The last line, so that `eval` without quotes reads all the others.
+    text += "# KARRI_CONSOLE_URL is kept for the web console: nothing listens there yet.\n";
     print(&text);
     Ok(ExitCode::SUCCESS)
 }

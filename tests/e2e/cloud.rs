@@ -91,6 +91,7 @@ impl Cloud {
         let output = karri().args(["env", "--state"]).arg(&self.state).output().expect("karri env runs");
         let text = text_of(&output);
         text.lines()
+            .filter(|line| !line.starts_with('#'))
             .map(|line| {
                 let (name, value) =
                     line.strip_prefix("export ").and_then(|l| l.split_once('=')).expect("an export line");
