@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use karri_base::aws::keys::{Key, KeyRing};
+use karri_base::aws::keys::KeyRing;
 use karri_base::config::Config;
 use karri_base::proto;
 use karri_base::proto::identity_client::IdentityClient;
@@ -125,17 +125,9 @@ async fn follow(
 }
 
 fn fill(ring: &KeyRing, keys: &proto::Keys) {
-    ring.replace(keys.keys.iter().filter(|k| k.active).filter_map(|k| {
-        let account = k.account_id.parse().map_err(|error| {
-            tracing::warn!(role = "walrus", error = %error, "the cloud sent a key of no account");
-        });
-        Some(Key {
-            access_key_id: k.access_key_id.clone(),
-            secret: k.secret_access_key.clone(),
-            account: account.ok()?,
-            arn: k.arn.clone(),
-        })
-    }));
+    for what in ring.fill(keys) {
+        tracing::warn!(role = "walrus", error = %what, "the cloud told what this Walrus does not understand");
+    }
 }
 
 /// The keys last heard, as `C keys`: one field with the gRPC message's bytes.
@@ -173,8 +165,9 @@ mod tests {
             account_id: "000000000001".into(),
             arn: "arn:aws:iam::000000000001:user/admin".into(),
             active,
+            principal_id: String::new(),
         };
-        let keys = proto::Keys { keys: vec![key("A", true), key("B", false)] };
+        let keys = proto::Keys { keys: vec![key("A", true), key("B", false)], ..Default::default() };
         remember(&meta, &keys).await.unwrap();
         let known = recall(&meta).await.unwrap().unwrap();
         assert_eq!(known, keys);

@@ -81,8 +81,9 @@ fn snapshot(store: &Store) -> proto::Keys {
         account_id: k.account.to_string(),
         arn: k.arn,
         active: true,
+        principal_id: String::new(),
     };
-    proto::Keys { keys: keys(store).into_iter().map(key).collect() }
+    proto::Keys { keys: keys(store).into_iter().map(key).collect(), ..Default::default() }
 }
 
 /// The gRPC service.

@@ -11,11 +11,13 @@ use subtle::ConstantTimeEq;
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
 
-use super::keys::{Key, KeyRing};
+use super::keys::{Key, KeyError, KeyRing, SignedIn};
+use super::policy::Identity;
 use super::sigv2;
 use super::sigv4::{
     self, ALGORITHM, CanonicalRequest, EMPTY_SHA256, KeyCache, PRESIGN_SECONDS_MAX, Scope, UNSIGNED_PAYLOAD,
-    X_AMZ_CONTENT_SHA256, X_AMZ_DATE, canonical_headers, canonical_query, parse_query, sha256_hex,
+    X_AMZ_CONTENT_SHA256, X_AMZ_DATE, X_AMZ_SECURITY_TOKEN, canonical_headers, canonical_query, parse_query,
+    sha256_hex,
 };
 use crate::clock::UnixMicros;
 
@@ -37,6 +39,12 @@ pub enum AuthError {
         /// The key's id as sent.
         access_key_id: String,
     },
+    /// The session token is missing, or not this key's.
+    #[error("the security token included in the request is invalid")]
+    BadToken,
+    /// The session is over.
+    #[error("the security token included in the request is expired")]
+    ExpiredToken,
     /// The signature is another one: a wrong secret, or the request was changed on its way.
     #[error("the signature does not match: check the secret key and the signing method")]
     Mismatch,
@@ -52,10 +60,12 @@ impl AuthError {
     /// AWS's error code, as `service` words it. EC2 does not tell an unknown key from a wrong secret.
     pub fn code(&self, service: &str) -> &'static str {
         match (self, service) {
-            (Self::UnknownKey { .. } | Self::Mismatch, "ec2") => "AuthFailure",
+            (Self::UnknownKey { .. } | Self::Mismatch | Self::BadToken, "ec2") => "AuthFailure",
+            (Self::ExpiredToken, "ec2") => "RequestExpired",
+            (Self::ExpiredToken, _) => "ExpiredToken",
             (Self::Missing, _) => "MissingAuthenticationToken",
             (Self::Incomplete(_), _) => "IncompleteSignature",
-            (Self::UnknownKey { .. }, _) => "InvalidClientTokenId",
+            (Self::UnknownKey { .. } | Self::BadToken, _) => "InvalidClientTokenId",
             (Self::Mismatch | Self::WrongScope(_), _) => "SignatureDoesNotMatch",
             (Self::Expired(_), _) => "RequestExpired",
         }
@@ -64,8 +74,8 @@ impl AuthError {
     /// The HTTP status that goes with [`AuthError::code`].
     pub fn status(&self, service: &str) -> u16 {
         match (self, service) {
-            (Self::UnknownKey { .. } | Self::Mismatch, "ec2") => 401,
-            (Self::Incomplete(_) | Self::Expired(_), _) => 400,
+            (Self::UnknownKey { .. } | Self::Mismatch | Self::BadToken, "ec2") => 401,
+            (Self::Incomplete(_) | Self::Expired(_), _) | (Self::ExpiredToken, "ec2") => 400,
             _ => 403,
         }
     }
@@ -74,10 +84,13 @@ impl AuthError {
     pub fn message(&self, service: &str) -> String {
         match (self, service) {
             (Self::Missing, _) => "Request is missing Authentication Token".into(),
-            (Self::UnknownKey { .. } | Self::Mismatch, "ec2") => {
+            (Self::UnknownKey { .. } | Self::Mismatch | Self::BadToken, "ec2") => {
                 "AWS was not able to validate the provided access credentials".into()
             }
-            (Self::UnknownKey { .. }, _) => "The security token included in the request is invalid.".into(),
+            (Self::UnknownKey { .. } | Self::BadToken, _) => {
+                "The security token included in the request is invalid.".into()
+            }
+            (Self::ExpiredToken, _) => "The security token included in the request is expired".into(),
             (Self::Mismatch, _) => "The request signature we calculated does not match the signature you provided. \
                                     Check your AWS Secret Access Key and signing method."
                 .into(),
@@ -91,6 +104,8 @@ impl AuthError {
 pub struct Verified {
     /// The key that signed it.
     pub key: Arc<Key>,
+    /// Who that is, and what limits them.
+    pub identity: Arc<Identity>,
     /// The scope's region, as the client wrote it; empty for SigV2.
     pub region: String,
     /// The scope's service; empty for SigV2, which has no scope.
@@ -157,7 +172,9 @@ impl Verifier {
         let time = sigv4::amz_date(signed_at);
         check_scope_date(&scope, &time)?;
         check_skew(signed_at, now)?;
-        let key = self.key(access_key_id)?;
+        let token = parts.headers.get(X_AMZ_SECURITY_TOKEN).and_then(|value| value.to_str().ok());
+        let token = token.or_else(|| first(query, "X-Amz-Security-Token"));
+        let SignedIn { key, identity } = self.sign_in(access_key_id, token, now)?;
         let hash = payload_hash(parts, body, scope.service)?;
         let headers = signed_headers(parts, auth.signed_headers)?;
         let request = CanonicalRequest {
@@ -169,7 +186,7 @@ impl Verifier {
             payload_hash: &hash,
         };
         self.compare(&key, &request, &time, &scope, auth.signature)?;
-        Ok(Verified { key, region: scope.region.into(), service: scope.service.into(), signed_at })
+        Ok(Verified { key, identity, region: scope.region.into(), service: scope.service.into(), signed_at })
     }
 
     fn by_query(
@@ -189,7 +206,8 @@ impl Verifier {
         if now.secs() > end {
             return Err(AuthError::Expired(format!("Request has expired {} seconds ago", now.secs() - end)));
         }
-        let key = self.key(access_key_id)?;
+        let token = first(query, "X-Amz-Security-Token");
+        let SignedIn { key, identity } = self.sign_in(access_key_id, token, now)?;
         let unsigned: Vec<_> = query.iter().filter(|(name, _)| name != "X-Amz-Signature").cloned().collect();
         let hash = match scope.service {
             "s3" => UNSIGNED_PAYLOAD.to_owned(),
@@ -204,7 +222,13 @@ impl Verifier {
             payload_hash: &hash,
         };
         self.compare(&key, &request, auth.time, &scope, auth.signature)?;
-        Ok(Verified { key, region: scope.region.into(), service: scope.service.into(), signed_at: auth.signed_at })
+        Ok(Verified {
+            key,
+            identity,
+            region: scope.region.into(),
+            service: scope.service.into(),
+            signed_at: auth.signed_at,
+        })
     }
 
     fn by_v2(&self, parts: &Parts, parameters: &[(String, String)], now: UnixMicros) -> Result<Verified, AuthError> {
@@ -226,7 +250,8 @@ impl Verifier {
             check_skew(at, now)?;
             at
         };
-        let key = self.key(one(parameters, "AWSAccessKeyId")?)?;
+        let token = first(parameters, "SecurityToken");
+        let SignedIn { key, identity } = self.sign_in(one(parameters, "AWSAccessKeyId")?, token, now)?;
         let host = host(parts)?;
         let expected =
             sigv2::signature(method, &key.secret, parts.method.as_str(), &host, parts.uri.path(), parameters);
@@ -234,11 +259,15 @@ impl Verifier {
         if !bool::from(expected.as_bytes().ct_eq(given.as_bytes())) {
             return Err(AuthError::Mismatch);
         }
-        Ok(Verified { key, region: String::new(), service: String::new(), signed_at })
+        Ok(Verified { key, identity, region: String::new(), service: String::new(), signed_at })
     }
 
-    fn key(&self, access_key_id: &str) -> Result<Arc<Key>, AuthError> {
-        self.keys.get(access_key_id).ok_or_else(|| AuthError::UnknownKey { access_key_id: access_key_id.into() })
+    fn sign_in(&self, access_key_id: &str, token: Option<&str>, now: UnixMicros) -> Result<SignedIn, AuthError> {
+        self.keys.sign_in(access_key_id, token, now).map_err(|e| match e {
+            KeyError::Unknown => AuthError::UnknownKey { access_key_id: access_key_id.into() },
+            KeyError::BadToken => AuthError::BadToken,
+            KeyError::Expired => AuthError::ExpiredToken,
+        })
     }
 
     fn compare(
@@ -391,6 +420,11 @@ fn incomplete(why: impl Into<String>) -> AuthError {
 
 fn has(pairs: &[(String, String)], name: &str) -> bool {
     pairs.iter().any(|(n, _)| n == name)
+}
+
+/// The first value of a parameter.
+fn first<'a>(pairs: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    pairs.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
 }
 
 /// The value of a parameter that must be there exactly once.
@@ -659,6 +693,41 @@ mod tests {
         let unknown = Verifier::new(KeyRing::default()).verify(&post(b""), b"", now()).expect_err("refused");
         assert_eq!(unknown.code("ec2"), "AuthFailure");
         assert_eq!((unknown.code("iam"), unknown.status("iam")), ("InvalidClientTokenId", 403));
+    }
+
+    #[test]
+    fn temporary_keys_need_their_token() {
+        use crate::aws::session::{Of, Session};
+        let account = "123456789012";
+        let ring = KeyRing::default();
+        ring.fill(&crate::proto::Keys {
+            session_key: vec![1; 32],
+            accounts: vec![crate::proto::Account { id: account.into(), ..Default::default() }],
+            ..Default::default()
+        });
+        let (key, id) = (ring.session_key().expect("told"), "ASIAEXAMPLE");
+        let expires_us = later(3600).0;
+        let of = Of::Oneself { id: account.into() };
+        let (policies, tags, keys) = (None, Default::default(), Default::default());
+        let token = key.seal(id, &Session { of, issued_us: now().0, expires_us, policies, tags, keys }, [0; 12]);
+        let secret = key.secret(id);
+        let verifier = Verifier::new(ring);
+        let ask = |token: Option<&str>, at: UnixMicros| {
+            let (mut parts, ()) = Request::post("http://127.0.0.1/").body(()).expect("a request").into_parts();
+            let signer = Signer { access_key_id: id, secret: &secret, session_token: token, ..EC2 };
+            sign(&mut parts, Payload::Bytes(b""), &signer, at).expect("signs");
+            verifier.verify(&parts, b"", at)
+        };
+        let who = ask(Some(&token), now()).expect("believed");
+        assert_eq!(who.key.arn, "arn:aws:iam::123456789012:root");
+        assert_eq!(ask(None, now()).err(), Some(AuthError::BadToken));
+        assert_eq!(ask(Some("x"), now()).err(), Some(AuthError::BadToken));
+        let over = ask(Some(&token), later(3600)).expect_err("over");
+        assert_eq!((over.code("sts"), over.status("sts")), ("ExpiredToken", 403));
+        let uri: Uri = "http://127.0.0.1/?Action=DescribeRegions".parse().expect("a URI");
+        let signer = Signer { access_key_id: id, secret: &secret, session_token: Some(&token), ..EC2 };
+        let signed = presign(&Method::GET, &uri, 60, &signer, now()).expect("signs").to_string();
+        assert!(verifier.verify(&bare(&signed), b"", now()).is_ok());
     }
 
     #[test]
