@@ -1,7 +1,7 @@
 //! Work that blocks (metadata commits, hashing large bodies, librados): a bounded pool of threads off the pinned cores.
 //!
-//! The pool is made at the first use, for the whole process, by [`Pool::global`]; its threads' affinity is that of the
-//! thread that first uses it unless the pinned cores did, so they run on every CPU that the process may use. A call costs
+//! The pool is made at the first use, for the whole process, by [`Pool::global`]. Whoever starts its threads, a pinned core
+//! too, they may run where the process's main thread may. A call costs
 //! one allocation for the closure, one for the answer and two wakes of threads: worth it from about 20 us of work.
 //!
 //! Bounds: `threads` jobs run, `queue` wait; [`offload`] then waits for room (its caller holds back), and
@@ -166,15 +166,16 @@ fn work_on(shared: &Shared) {
     }
 }
 
-/// A thread inherits its maker's affinity; a pinned core's is one CPU.
+/// A thread inherits its maker's affinity, and a pinned core's is one CPU. The main thread is never pinned by us: what it
+/// may use is what the process was given (taskset, a cpuset), no more.
 fn unpin() {
-    // SAFETY: a zeroed cpu_set_t is a valid empty one; the kernel keeps of it what the process's cpuset allows.
+    // SAFETY: a zeroed cpu_set_t is a valid empty one, filled by the first call; its size is given.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
-        for cpu in 0..libc::CPU_SETSIZE as usize {
-            libc::CPU_SET(cpu, &mut set);
+        let size = size_of::<libc::cpu_set_t>();
+        if libc::sched_getaffinity(libc::getpid(), size, &raw mut set) == 0 {
+            libc::sched_setaffinity(0, size, &raw const set);
         }
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
     }
 }
 
@@ -290,6 +291,52 @@ mod tests {
             assert!(most.load(Ordering::SeqCst) <= 2);
         })
         .unwrap();
+    }
+
+    /// The CPUs that a thread may use; 0 is this one.
+    fn cpus(thread: i32) -> Vec<usize> {
+        // SAFETY: a zeroed cpu_set_t is valid and filled by the call.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            assert_eq!(libc::sched_getaffinity(thread, size_of_val(&set), &raw mut set), 0);
+            (0..libc::CPU_SETSIZE as usize).filter(|cpu| libc::CPU_ISSET(*cpu, &set)).collect()
+        }
+    }
+
+    fn set_cpus(thread: i32, cpus: &[usize]) {
+        // SAFETY: a zeroed cpu_set_t is valid; the call only reads it.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            cpus.iter().for_each(|cpu| libc::CPU_SET(*cpu, &mut set));
+            assert_eq!(libc::sched_setaffinity(thread, size_of_val(&set), &raw const set), 0);
+        }
+    }
+
+    #[test]
+    fn threads_run_where_the_process_may_and_nowhere_else() {
+        // SAFETY: getpid cannot fail.
+        let main = unsafe { libc::getpid() };
+        let all = cpus(main);
+        if all.len() < 2 {
+            println!("SKIPPED threads_run_where_the_process_may_and_nowhere_else: there is only one CPU");
+            return;
+        }
+        // Where a pool's thread runs, made by a thread kept to `caller` in a process kept to `process`. Narrowing the main
+        // thread hurts nobody: it only waits for tests.
+        let there = |process: &[usize], caller: &[usize]| {
+            std::thread::scope(|scope| {
+                let asking = scope.spawn(|| {
+                    set_cpus(0, caller);
+                    set_cpus(main, process);
+                    let found = block_on(&CoreOptions::default(), || async { Pool::new(1, 1).run(|| cpus(0)).await });
+                    set_cpus(main, &all);
+                    found.unwrap()
+                });
+                asking.join().unwrap()
+            })
+        };
+        assert_eq!(there(&all, &all[..1]), all, "a pinned core's pool is not pinned");
+        assert_eq!(there(&all[..1], &all), all[..1], "what taskset took away stays away");
     }
 
     #[test]
