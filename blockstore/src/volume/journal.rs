@@ -120,12 +120,15 @@ impl Journal {
     }
 }
 
+/// A volume's serial, and entries of its map by index.
+pub type Noted = (u64, Vec<(u32, Entry)>);
+
 /// What a dead process noted and did not commit: the volume's serial, and the last state of each entry. `None` when the
 /// file is from another boot or no journal.
 ///
 /// # Errors
 /// `Corrupt` when a note that counts holds no entry.
-pub fn read(bytes: &[u8], boot: &str) -> Result<Option<(u64, Vec<(u32, Entry)>)>, Error> {
+pub fn read(bytes: &[u8], boot: &str) -> Result<Option<Noted>, Error> {
     let Some((head, notes)) = bytes.split_at_checked(HEAD) else { return Ok(None) };
     let u64_at = |b: &[u8], at: usize| u64::from_le_bytes(b[at..at + 8].try_into().expect("8 bytes"));
     let u32_at = |b: &[u8], at: usize| u32::from_le_bytes(b[at..at + 4].try_into().expect("4 bytes"));
