@@ -240,7 +240,7 @@ async fn request<V: Volume>(
         T_FLUSH => Ok(volume.flush().await?),
         T_GET_ID => get_id(volume.name(), &writable),
         T_DISCARD | T_WRITE_ZEROES if device.read_only => Err(Refusal::Malformed),
-        T_DISCARD | T_WRITE_ZEROES => unmap(volume, device, kind, &readable).await,
+        T_DISCARD | T_WRITE_ZEROES => Box::pin(unmap(volume, device, kind, &readable)).await,
         _ => Err(Refusal::Unsupported),
     }
 }
@@ -251,10 +251,15 @@ fn at(sector: u64) -> Result<u64, Refusal> {
 
 async fn read<V: Volume>(volume: &V, at: u64, to: GuestBytes) -> Result<(), Refusal> {
     let len = check_transfer(volume, at, &to)?;
+    if len <= STEP_BYTES && direct(&to) {
+        return Ok(volume.read(at, to.into_buf()).await.0?);
+    }
+    Box::pin(read_in_steps(volume, at, to)).await
+}
+
+async fn read_in_steps<V: Volume>(volume: &V, at: u64, to: GuestBytes) -> Result<(), Refusal> {
+    let len = to.len();
     if direct(&to) {
-        if len <= STEP_BYTES {
-            return Ok(volume.read(at, to.into_buf()).await.0?);
-        }
         for (from, n) in steps(len, STEP_BYTES) {
             volume.read(at + from, to.part(from, n)).await.0?;
         }
@@ -273,10 +278,15 @@ async fn read<V: Volume>(volume: &V, at: u64, to: GuestBytes) -> Result<(), Refu
 
 async fn write<V: Volume>(volume: &V, at: u64, from: GuestBytes, durable: bool) -> Result<(), Refusal> {
     let len = check_transfer(volume, at, &from)?;
+    if len <= STEP_BYTES && direct(&from) {
+        return Ok(volume.write(at, from.into_buf(), durable).await.0?);
+    }
+    Box::pin(write_in_steps(volume, at, from, durable)).await
+}
+
+async fn write_in_steps<V: Volume>(volume: &V, at: u64, from: GuestBytes, durable: bool) -> Result<(), Refusal> {
+    let len = from.len();
     if direct(&from) {
-        if len <= STEP_BYTES {
-            return Ok(volume.write(at, from.into_buf(), durable).await.0?);
-        }
         for (here, n) in steps(len, STEP_BYTES) {
             volume.write(at + here, from.part(here, n), durable).await.0?;
         }

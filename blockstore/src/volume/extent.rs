@@ -245,13 +245,13 @@ impl<B: BulkStore> Volume for ExtentVolume<B> {
             Err(e) => (Err(e), buf),
         };
         if fua && done.0.is_ok() {
-            done.0 = self.0.flush().await;
+            done.0 = Box::pin(self.0.flush()).await;
         }
         self.0.count(&done.0, &self.0.stats.writes, &self.0.stats.write_bytes, len);
         done
     }
     async fn flush(&self) -> Result<(), Error> {
-        self.0.flush().await
+        Box::pin(self.0.flush()).await
     }
     async fn discard(&self, at: u64, len: u64) -> Result<(), Error> {
         self.0.check_change("discard", at, len)?;
@@ -312,7 +312,7 @@ impl<B: BulkStore> Inner<B> {
             return (Ok(()), buf);
         }
         if !at.is_multiple_of(BLOCK_BYTES) || !len.is_multiple_of(BLOCK_BYTES) {
-            return self.read_unaligned(at, buf).await;
+            return Box::pin(self.read_unaligned(at, buf)).await;
         }
         // The common case first: all in one extent.
         let (index, inside) = ((at / EXTENT_BYTES) as u32, at % EXTENT_BYTES);
@@ -325,7 +325,7 @@ impl<B: BulkStore> Inner<B> {
                 let (outcome, buf) = self.bulk.read_extent(x, inside, buf).await;
                 (outcome.map_err(|e| self.bulk_error("read", e)), buf)
             }
-            None => self.read_pieces(at, buf).await,
+            None => Box::pin(self.read_pieces(at, buf)).await,
         }
     }
 
@@ -383,6 +383,12 @@ impl<B: BulkStore> Inner<B> {
             let _guard = self.ranges.take(at..end, false).await;
             return self.write_blocks(at, buf).await;
         }
+        Box::pin(self.write_unaligned(at, buf)).await
+    }
+
+    /// Reads the blocks around the request, alone on them, and writes them as they become.
+    async fn write_unaligned(&self, at: u64, buf: Buf) -> Done {
+        let end = at + buf.len() as u64;
         let (from, to) = (at - at % BLOCK_BYTES, end.next_multiple_of(BLOCK_BYTES));
         let _guard = self.ranges.take(from..to, true).await;
         let (read, mut whole) = self.read(from, Buf::zeroed((to - from) as usize)).await;
@@ -402,16 +408,20 @@ impl<B: BulkStore> Inner<B> {
         let inside = at % EXTENT_BYTES;
         if inside + len <= EXTENT_BYTES {
             let index = (at / EXTENT_BYTES) as u32;
-            let target = match self.target(index).await {
-                Ok(x) => x,
-                Err(e) => return (Err(e), buf),
+            let held = self.state.borrow().map.get(index).extent();
+            let target = match held {
+                Some(x) => x,
+                None => match Box::pin(self.target(index)).await {
+                    Ok(x) => x,
+                    Err(e) => return (Err(e), buf),
+                },
             };
             let (outcome, buf) = self.bulk.write_extent(target, inside, buf).await;
             let noted = outcome.is_err() || self.written(index, inside, len);
             let outcome = outcome.map_err(|e| self.bulk_error("write", e));
-            return (if noted { outcome } else { self.flush().await }, buf);
+            return (if noted { outcome } else { Box::pin(self.flush()).await }, buf);
         }
-        self.write_pieces(at, buf).await
+        Box::pin(self.write_pieces(at, buf)).await
     }
 
     async fn write_pieces(&self, at: u64, buf: Buf) -> Done {

@@ -297,7 +297,7 @@ impl UringDisk {
         };
         // What the device refuses, by its own word or by what it said when it was opened.
         if result == Err(Failed::Errno(libc::EINVAL)) && self.0.direct {
-            (result, buf) = self.bounced(dir, at, buf, fua).await;
+            (result, buf) = Box::pin(self.bounced(dir, at, buf, fua)).await;
         }
         let result = result.map_err(|failed| match failed {
             Failed::Errno(errno) => self.error(dir.name(), at, len, errno),
