@@ -242,10 +242,14 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     write().with_context(|| format!("writing {}", path.display()))
 }
 
-/// Reads a TOML file; the error names file, line and what was wrong.
+/// Reads a TOML file; the error names file, line and what was wrong, and does not quote the line: it may hold a secret.
 pub fn read_toml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))
+    toml::from_str(&text).map_err(|e: toml::de::Error| {
+        let before = text.get(..e.span().map_or(0, |s| s.start)).unwrap_or_default();
+        let line = before.bytes().filter(|b| *b == b'\n').count() + 1;
+        anyhow::anyhow!("{} is not valid: line {line}: {}", path.display(), e.message())
+    })
 }
 
 /// A fresh access key in AWS's form.

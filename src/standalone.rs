@@ -60,7 +60,7 @@ pub fn export(asked: &Export) -> Result<ExitCode> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?)
 }
 
 /// `FILE` or `FILE:SIZE`; a colon that no size follows belongs to the name.

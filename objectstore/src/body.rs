@@ -275,13 +275,26 @@ pub async fn receive<B: BulkStore>(core: &CoreRef<B>, mut body: Incoming, expect
     }
     let digests = hasher.finish();
     expected.check(&digests)?;
-    let id = writer.id();
-    let sealed = writer.seal().await?;
-    let blob = Unnamed::new(core, id);
+    let (blob, sealed) = seal(core, writer).await?;
     if sealed != digests.len {
         return Err(Error::new(Kind::InternalError, "The bulk store sealed another length than it was given."));
     }
     Ok(Received { stored: Stored::Blob(blob), digests })
+}
+
+/// Seals a blob in a task of its own: when the client leaves in the middle, the seal ends all the same and its blob, which
+/// nothing will name, is reclaimed.
+async fn seal<B: BulkStore>(core: &CoreRef<B>, writer: B::Writer) -> Result<(Unnamed<B>, u64)> {
+    let core = core.clone();
+    let sealed = karri_engine::spawn(async move {
+        let id = writer.id();
+        let len = writer.seal().await?;
+        Ok::<_, karri_bulk::BulkError>((Unnamed::new(&core, id), len))
+    });
+    match sealed.await {
+        Ok(outcome) => Ok(outcome?),
+        Err(e) => Err(Error::new(Kind::InternalError, format!("Sealing the object failed: {e}."))),
+    }
 }
 
 /// Hashes a buffer; a large one on the pool, so that the core goes on with other connections.

@@ -3,6 +3,7 @@
 //! `s3s` 0.14.1 does not refuse a signed header that the request lacks, does not cap a presigned URL's life, holds a
 //! whole aws-chunk in memory whatever its size, and buffers POST forms. Pure; the server calls it.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes};
@@ -77,20 +78,29 @@ fn is_form(content_type: &str) -> bool {
     content_type.trim_start().get(..19).is_some_and(|t| t.eq_ignore_ascii_case("multipart/form-data"))
 }
 
-/// A query's names and raw values.
-struct Query<'q>(Vec<(&'q str, Option<&'q str>)>);
+/// A query's names and values, decoded: `s3s` knows them so, and a name in disguise must not pass by.
+struct Query<'q>(Vec<(Cow<'q, str>, Option<Cow<'q, str>>)>);
 
 impl<'q> Query<'q> {
     fn of(query: &'q str) -> Self {
         let pairs = query.split('&').filter(|p| !p.is_empty());
-        Self(pairs.map(|p| p.split_once('=').map_or((p, None), |(n, v)| (n, Some(v)))).collect())
+        let pairs = pairs.map(|p| p.split_once('=').map_or((p, None), |(n, v)| (n, Some(v))));
+        Self(pairs.map(|(n, v)| (decoded(n), v.map(decoded))).collect())
     }
     fn has(&self, name: &str) -> bool {
         self.0.iter().any(|(n, _)| *n == name)
     }
-    fn get(&self, name: &str) -> Option<&'q str> {
-        self.0.iter().find(|(n, _)| *n == name).and_then(|(_, v)| *v)
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(n, _)| *n == name).and_then(|(_, v)| v.as_deref())
     }
+}
+
+/// A form's name or value.
+fn decoded(raw: &str) -> Cow<'_, str> {
+    if !raw.contains(['%', '+']) {
+        return raw.into();
+    }
+    percent_encoding::percent_decode_str(&raw.replace('+', " ")).decode_utf8_lossy().into_owned().into()
 }
 
 /// Refuses subresources that Walrus does not have. `s3s` takes those that it does not know for the plain operation of the
@@ -98,11 +108,11 @@ impl<'q> Query<'q> {
 fn check_subresource(method: &Method, query: &Query<'_>) -> Result<()> {
     for (name, value) in &query.0 {
         // A name without a value is a subresource; parameters have values.
-        let bare = value.is_none_or(str::is_empty);
-        if bare && method != Method::GET && matches!(*name, "tagging" | "versioning") {
+        let (name, bare) = (&**name, value.as_ref().is_none_or(|v| v.is_empty()));
+        if bare && method != Method::GET && matches!(name, "tagging" | "versioning") {
             return Err(Error::new(Kind::NotImplemented, format!("Changing {name} is not supported.")));
         }
-        if bare && !name.starts_with("X-Amz-") && !SUBRESOURCES.contains(name) && !EMPTY_PARAMETERS.contains(name) {
+        if bare && !name.starts_with("X-Amz-") && !SUBRESOURCES.contains(&name) && !EMPTY_PARAMETERS.contains(&name) {
             return Err(Error::new(Kind::NotImplemented, format!("The subresource {name:?} is not supported.")));
         }
     }
@@ -186,8 +196,7 @@ fn check_presigned(query: &Query<'_>, headers: &HeaderMap) -> Result<()> {
         Some(_) => {}
     }
     let signed = query.get("X-Amz-SignedHeaders").unwrap_or_default();
-    let signed = percent_encoding::percent_decode_str(signed).decode_utf8_lossy();
-    check_signed_headers(&signed, headers)
+    check_signed_headers(signed, headers)
 }
 
 fn check_authorization(authorization: &str, headers: &HeaderMap) -> Result<()> {

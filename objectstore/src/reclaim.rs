@@ -162,7 +162,7 @@ impl<B: BulkStore> Core<B> {
         .await
     }
 
-    /// Deletes those of `candidates` that no record names. They must have been listed before anything was served.
+    /// Queues those of `candidates` that no record names for deletion. They must have been listed before anything was served.
     pub async fn sweep_orphans(&self, candidates: &[BlobId]) -> Result<u64> {
         let mut swept = 0;
         for page in candidates.chunks(PAGE) {
@@ -170,7 +170,8 @@ impl<B: BulkStore> Core<B> {
             let orphans: Vec<_> =
                 page.iter().zip(named).filter(|(_, named)| named.is_none()).map(|(id, _)| *id).collect();
             swept += orphans.len() as u64;
-            self.delete_blobs(&orphans).await?;
+            // Not deleted here: one that has lost its name since the start may be being read.
+            self.reclaim.push(orphans);
         }
         Ok(swept)
     }

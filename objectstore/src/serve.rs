@@ -441,7 +441,7 @@ async fn tidy<B: BulkStore>(core: &Core<B>, candidates: &[BlobId]) {
     }
     match core.sweep_orphans(candidates).await {
         Ok(0) => {}
-        Ok(swept) => tracing::info!(blobs = swept, "blobs of unfinished uploads were deleted"),
+        Ok(swept) => tracing::info!(blobs = swept, "blobs of unfinished uploads are being deleted"),
         Err(error) => tracing::warn!(error = %error, "orphans could not be swept; the next start tries again"),
     }
 }

@@ -170,7 +170,6 @@ impl Driver {
             | feature::VERSION_1
             | feature::INDIRECT_DESC
             | feature::FLUSH
-            | feature::CONFIG_WCE
             | feature::DISCARD
             | feature::WRITE_ZEROES
             | feature::MQ

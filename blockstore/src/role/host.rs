@@ -317,7 +317,8 @@ impl Host {
 
     async fn listen(&self, name: &str, volume: &VolumeRecord, export: Export) -> Result<(), Error> {
         let path = self.socket_of(name, export.generation);
-        self.serve(name, volume, &path, 1, export).await.map(drop)
+        let device = Device::new(volume.size, 1, export.read_only);
+        self.serve(name, volume, &path, device, export).await.map(drop)
     }
 
     /// Serves a volume on a path of the caller's choice, for this process's life.
@@ -329,7 +330,9 @@ impl Host {
         read_only: bool,
     ) -> Result<Arc<Server>, Error> {
         let volume = self.catalog.volume(name).await?;
-        self.serve(name, &volume, path, queues, Export { generation: 0, read_only, active: true }).await
+        // Whoever started this process chose its only front end.
+        let device = Device::trusting(volume.size, queues, read_only);
+        self.serve(name, &volume, path, device, Export { generation: 0, read_only, active: true }).await
     }
 
     async fn serve(
@@ -337,13 +340,12 @@ impl Host {
         name: &str,
         volume: &VolumeRecord,
         path: &Path,
-        queues: u16,
+        device: Arc<Device>,
         export: Export,
     ) -> Result<Arc<Server>, Error> {
         let core = self.core_of(volume.serial);
         self.replay_journal(name, volume).await?;
         let stats = self.open_on(core, name).await?;
-        let device = Device::new(volume.size, queues, export.read_only);
         let (shelf, key) = (self.shelf, name.to_owned());
         let make = move || shelf.get().open.borrow().get(&key).cloned().expect("opened before it is served");
         match Server::start(path, device, self.core(core), make).await {

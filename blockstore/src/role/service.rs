@@ -43,6 +43,19 @@ fn volume_id(text: &str) -> Result<String, Status> {
     text.parse::<VolumeId>().map(String::from).map_err(|e| Status::invalid_argument(e.to_string()))
 }
 
+/// Runs a command to its end whether its caller waits or not: cut off in the middle (a deadline, a lost connection) it would
+/// leave a half-made copy or a volume that is neither open nor closed. A repeat waits for it by the volume's turn.
+async fn apart<T: Send + 'static>(
+    command: &'static str,
+    volume: &str,
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Status> {
+    match tokio::spawn(work).await {
+        Ok(outcome) => outcome.map_err(refuse(command, volume)),
+        Err(e) => Err(Status::internal(format!("{command} {volume} ended unexpectedly: {e}"))),
+    }
+}
+
 /// What the client sees; what is our own trouble is logged here too.
 fn refuse(command: &'static str, volume: &str) -> impl FnOnce(Error) -> Status {
     let volume = volume.to_owned();
@@ -67,13 +80,15 @@ impl Storage for Service {
             etag: o.etag.trim_matches('"').to_owned(),
         });
         let new = NewVolume { name: name.clone(), size: r.size_bytes, account: account.into(), source };
-        let volume = self.host.create(new).await.map_err(refuse("CreateVolume", &name))?;
+        let host = self.host.clone();
+        let volume = apart("CreateVolume", &name, async move { host.create(new).await }).await?;
         self.message(&name, &volume).await.map(Response::new).map_err(refuse("CreateVolume", &name))
     }
 
     async fn delete_volume(&self, request: Request<VolumeRequest>) -> Result<Response<VolumeDeleted>, Status> {
         let name = volume_id(&request.into_inner().volume_id)?;
-        self.host.delete(&name).await.map_err(refuse("DeleteVolume", &name))?;
+        let (host, volume) = (self.host.clone(), name.clone());
+        apart("DeleteVolume", &name, async move { host.delete(&volume).await }).await?;
         Ok(Response::new(VolumeDeleted {}))
     }
 
@@ -90,8 +105,10 @@ impl Storage for Service {
     async fn export_volume(&self, request: Request<ExportVolumeRequest>) -> Result<Response<Export>, Status> {
         let r = request.into_inner();
         let name = volume_id(&r.volume_id)?;
-        let exported = self.host.export(&name, r.generation, r.read_only).await;
-        Ok(Response::new(export_message(exported.map_err(refuse("ExportVolume", &name))?)))
+        let (host, volume) = (self.host.clone(), name.clone());
+        let exported =
+            apart("ExportVolume", &name, async move { host.export(&volume, r.generation, r.read_only).await }).await?;
+        Ok(Response::new(export_message(exported)))
     }
 
     async fn unexport_volume(
@@ -100,7 +117,8 @@ impl Storage for Service {
     ) -> Result<Response<VolumeDeleted>, Status> {
         let r = request.into_inner();
         let name = volume_id(&r.volume_id)?;
-        self.host.unexport(&name, r.generation).await.map_err(refuse("UnexportVolume", &name))?;
+        let (host, volume) = (self.host.clone(), name.clone());
+        apart("UnexportVolume", &name, async move { host.unexport(&volume, r.generation).await }).await?;
         Ok(Response::new(VolumeDeleted {}))
     }
 }

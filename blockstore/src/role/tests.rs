@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use karri_base::config::{AccessKey, Config, Credentials, Peers, Role, Storage as StorageConfig, Tls};
@@ -325,4 +325,53 @@ async fn a_volume_is_exported_without_a_cloud() {
     let other = super::ExportOptions { size: 5 * MIB, store_bytes: None, ..options.clone() };
     let outcome = super::export(other, meta, &mut karri_base::observe::registry("storage")).await;
     assert!(outcome.map(drop).unwrap_err().to_string().contains("exists already"));
+}
+
+/// An S3 with one image whose second half comes only when told.
+async fn halting_s3(begun: Arc<tokio::sync::Notify>, go_on: Arc<tokio::sync::Notify>) -> (String, Arc<AtomicU64>) {
+    let gets = Arc::new(AtomicU64::new(0));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let (address, seen) = (listener.local_addr().unwrap(), gets.clone());
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let (begun, go_on, seen) = (begun.clone(), go_on.clone(), seen.clone());
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(socket.read_u8().await.ok()?);
+                }
+                let length = 4 << 20;
+                let answer =
+                    format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nETag: \"e1\"\r\nConnection: close\r\n\r\n");
+                socket.write_all(answer.as_bytes()).await.ok()?;
+                if head.starts_with(b"GET") {
+                    seen.fetch_add(1, Ordering::SeqCst);
+                    socket.write_all(&vec![7; length / 2]).await.ok()?;
+                    begun.notify_one();
+                    go_on.notified().await;
+                    socket.write_all(&vec![8; length / 2]).await.ok()?;
+                }
+                socket.shutdown().await.ok()
+            });
+        }
+    });
+    (format!("http://{address}"), gets)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_goes_on_when_its_caller_has_gone() {
+    let (begun, go_on) = <(Arc<tokio::sync::Notify>, Arc<tokio::sync::Notify>)>::default();
+    let (s3, gets) = halting_s3(begun.clone(), go_on.clone()).await;
+    let bed = Bed::new(Some(s3));
+    let s = bed.start().await;
+    // What tonic does at the caller's deadline, or when the caller hangs up: it drops the call.
+    let call = s.create_volume(create("vol-00000001", 4 * MIB, Some(("disk.img", ""))));
+    tokio::select! {
+        answer = call => panic!("answered before its image was there: {:?}", code(answer)),
+        () = begun.notified() => {}
+    }
+    go_on.notify_one();
+    assert_eq!(code(s.create_volume(create("vol-00000001", 4 * MIB, Some(("disk.img", "")))).await), Code::Ok);
+    assert_eq!(gets.load(Ordering::SeqCst), 1, "the abandoned call's copy is the one that is used");
+    s.host.shutdown().await;
 }

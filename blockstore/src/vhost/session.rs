@@ -24,7 +24,7 @@ use vhost::vhost_user::{BackendReqHandler, Error, GpuBackend, Result, VhostUserB
 use super::queue::{Command, Setup};
 use crate::virtio::block::{Device, feature};
 use crate::virtio::inflight::{self, Inflight};
-use crate::virtio::memory::{GuestMemory, Region, memfd};
+use crate::virtio::memory::{GuestMemory, Region, memfd, sealed};
 use crate::virtio::ring::{Addresses, SIZE_MAX};
 
 /// Memory regions that we take at most: what QEMU uses at most.
@@ -110,8 +110,19 @@ impl Session {
         Ok(())
     }
 
-    fn map(region: &VhostUserMemoryRegion, file: &File) -> Result<Arc<Region>> {
+    /// Refuses a file that its owner could shorten under our mapping.
+    fn check_sealed(&self, what: &str, file: &File) -> Result<()> {
+        if self.device.trusts() || sealed(file) {
+            return Ok(());
+        }
+        Err(internal(format!(
+            "{what} could shrink: it must be a memfd sealed with F_SEAL_SHRINK (memory-backend-memfd)"
+        )))
+    }
+
+    fn map(&self, region: &VhostUserMemoryRegion, file: &File) -> Result<Arc<Region>> {
         let r = region;
+        self.check_sealed("guest memory", file)?;
         let mapped = Region::map(file, r.mmap_offset, r.guest_phys_addr, r.user_addr, r.memory_size);
         mapped.map(Arc::new).map_err(internal)
     }
@@ -223,7 +234,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         files: Vec<File>,
         _postcopy: Option<bool>,
     ) -> Result<Option<Vec<u64>>> {
-        let mapped = regions.iter().zip(&files).map(|(r, f)| Self::map(r, f)).collect::<Result<Vec<_>>>()?;
+        let mapped = regions.iter().zip(&files).map(|(r, f)| self.map(r, f)).collect::<Result<Vec<_>>>()?;
         self.set_regions(mapped)?;
         Ok(None)
     }
@@ -240,7 +251,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             return Err(Error::InvalidParam);
         }
         let mut regions = self.regions.clone();
-        regions.push(Self::map(region, &file)?);
+        regions.push(self.map(region, &file)?);
         self.set_regions(regions)?;
         Ok(None)
     }
@@ -319,8 +330,8 @@ impl VhostUserBackendReqHandlerMut for Session {
         // What we do not fill reads as zeros: later fields belong to features that we do not offer.
         Ok((offset..offset.saturating_add(size)).map(|at| config.get(at as usize).copied().unwrap_or(0)).collect())
     }
-    fn set_config(&mut self, offset: u32, bytes: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
-        if self.device.set_config(offset, bytes) { Ok(()) } else { Err(Error::InvalidParam) }
+    fn set_config(&mut self, _offset: u32, _bytes: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
+        Err(Error::InvalidOperation("nothing of the configuration may be written"))
     }
 
     fn get_inflight_fd(&mut self, wanted: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
@@ -337,10 +348,12 @@ impl VhostUserBackendReqHandlerMut for Session {
     fn set_inflight_fd(&mut self, region: &VhostUserInflight, file: File) -> Result<()> {
         let (queues, size) = (region.num_queues, region.queue_size);
         let need = (inflight::queue_bytes(size) * usize::from(queues)) as u64;
-        let fits = need <= region.mmap_size && size.is_power_of_two() && size <= SIZE_MAX;
+        let aligned = region.mmap_offset.is_multiple_of(64);
+        let fits = aligned && need <= region.mmap_size && size.is_power_of_two() && size <= SIZE_MAX;
         if queues == 0 || usize::from(queues) > self.queues.len() || !fits {
             return Err(Error::InvalidParam);
         }
+        self.check_sealed("the in-flight region", &file)?;
         self.inflight = Some((file, *region));
         Ok(())
     }

@@ -14,7 +14,6 @@ use karri_meta::memory::MemoryStore;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use vhost::vhost_user::VhostUserFrontend;
-use vhost::vhost_user::message::VhostUserConfigFlags;
 
 use super::Server;
 use crate::driver::{Driver, Options, T_DISCARD, T_GET_ID, T_IN, T_OUT, T_WRITE_ZEROES};
@@ -122,10 +121,6 @@ fn a_guest_reads_what_it_wrote() {
             let (slot, _) = d.next(1, Duration::from_secs(10)).expect("a completion");
             assert_eq!(d.status(1, slot), 0);
         }
-        // Write-through: the driver switches the cache off.
-        d.frontend().set_config(32, VhostUserConfigFlags::empty(), &[0]).expect("cache mode");
-        d.write(0, &[1; 4096]).unwrap();
-        d.frontend().set_config(32, VhostUserConfigFlags::empty(), &[1]).expect("cache mode");
         d.unmap(T_DISCARD, 0, 8 * MIB).unwrap();
         assert_eq!(d.stop_queue(0).unwrap(), u32::from(d.offered(0)));
     }
@@ -237,6 +232,38 @@ fn what_a_killed_back_end_left_is_done_by_the_next() {
     d.reconnect().expect("reconnect");
     assert_eq!(d.read(0, 4096).unwrap(), [0x10; 4096]);
     assert_eq!(server.stats().replayed.load(Relaxed), 5);
+    server.stop();
+}
+
+#[test]
+fn memory_that_could_shrink_is_refused_from_strangers() {
+    use std::os::fd::AsRawFd;
+    use vhost::VhostBackend;
+    let bed = Bed::new();
+    let process = bed.start(8 * MIB);
+    let server = process.serve(&bed.path(), 8 * MIB, 1, false);
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(MIB).unwrap();
+    let region = vhost::VhostUserMemoryRegionInfo {
+        guest_phys_addr: 0,
+        memory_size: MIB,
+        userspace_addr: 1 << 40,
+        mmap_offset: 0,
+        mmap_handle: file.as_raw_fd(),
+    };
+    let mut d = Driver::connect(&bed.path(), small()).expect("connect");
+    assert!(d.frontend().set_mem_table(&[region]).is_err());
+    d.disconnect();
+    let mut d = Driver::connect(&bed.path(), small()).expect("connect");
+    d.write(0, &[1; 4096]).unwrap();
+    d.disconnect();
+    server.stop();
+
+    let (held, device) = (process.held, Device::trusting(8 * MIB, 1, false));
+    let server = start(&process.cores, &bed.path(), device, move || (*held.get()).clone());
+    let mut d = Driver::connect(&bed.path(), small()).expect("connect");
+    d.frontend().set_mem_table(&[region]).expect("its own front end");
+    d.disconnect();
     server.stop();
 }
 

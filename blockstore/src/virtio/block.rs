@@ -5,7 +5,7 @@
 //! the store without a copy, unless a piece is not aligned to 512 bytes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use karri_engine::buf::Buf;
 
@@ -32,8 +32,6 @@ const ID_BYTES: usize = 20;
 
 /// Bytes of the configuration space that we fill.
 pub const CONFIG_BYTES: usize = 60;
-/// Where the driver writes the cache mode.
-pub const CONFIG_AT_WCE: usize = 32;
 
 /// Feature bits (virtio 1.2, 5.2.3 and 6).
 pub mod feature {
@@ -47,8 +45,6 @@ pub mod feature {
     pub const FLUSH: u64 = 1 << 9;
     /// `topology` is valid.
     pub const TOPOLOGY: u64 = 1 << 10;
-    /// `writeback` may be switched.
-    pub const CONFIG_WCE: u64 = 1 << 11;
     /// More than one queue.
     pub const MQ: u64 = 1 << 12;
     /// DISCARD works.
@@ -83,24 +79,31 @@ pub struct Device {
     size: u64,
     queues: u16,
     read_only: bool,
+    trusting: bool,
     /// What the driver acknowledged.
     acked: AtomicU64,
-    /// `writeback` of the configuration space.
-    writeback: AtomicBool,
     failures: AtomicU64,
 }
 
 impl Device {
-    /// A device of `size` bytes with so many queues.
+    /// A device of `size` bytes with so many queues, for a front end that nobody has reason to trust.
     pub fn new(size: u64, queues: u16, read_only: bool) -> Arc<Self> {
-        Arc::new(Self {
-            size,
-            queues,
-            read_only,
-            acked: AtomicU64::new(0),
-            writeback: AtomicBool::new(true),
-            failures: AtomicU64::new(0),
-        })
+        Self::with(size, queues, read_only, false)
+    }
+
+    /// The same, for a front end that may give memory which could shrink under us (a file of /dev/shm or of hugetlbfs): its
+    /// shrinking ends this process, so the process must be its alone.
+    pub fn trusting(size: u64, queues: u16, read_only: bool) -> Arc<Self> {
+        Self::with(size, queues, read_only, true)
+    }
+
+    fn with(size: u64, queues: u16, read_only: bool, trusting: bool) -> Arc<Self> {
+        Arc::new(Self { size, queues, read_only, trusting, acked: AtomicU64::new(0), failures: AtomicU64::new(0) })
+    }
+
+    /// Whether memory that could shrink is taken.
+    pub fn trusts(&self) -> bool {
+        self.trusting
     }
 
     /// How many queues.
@@ -108,10 +111,11 @@ impl Device {
         self.queues
     }
 
-    /// What we offer.
+    /// What we offer. Not `CONFIG_WCE`: front ends do not tell the cache mode again when they come back, and a device that
+    /// forgot that its driver chose write-through would lose what completed.
     pub fn features(&self) -> u64 {
         use feature::*;
-        let mut features = VERSION_1 | EVENT_IDX | INDIRECT_DESC | FLUSH | CONFIG_WCE | BLK_SIZE | TOPOLOGY | SEG_MAX;
+        let mut features = VERSION_1 | EVENT_IDX | INDIRECT_DESC | FLUSH | BLK_SIZE | TOPOLOGY | SEG_MAX;
         features |= if self.read_only { RO } else { DISCARD | WRITE_ZEROES };
         if self.queues > 1 {
             features |= MQ;
@@ -132,16 +136,11 @@ impl Device {
     /// Back to the state before the driver came.
     pub fn reset(&self) {
         self.acked.store(0, Relaxed);
-        self.writeback.store(true, Relaxed);
     }
 
-    /// Whether a completed write must be durable (5.2.5.2): the driver chose so, or it knows no FLUSH.
+    /// Whether a completed write must be durable (5.2.5.2): the driver knows no FLUSH.
     fn write_through(&self) -> bool {
-        let acked = self.acked.load(Relaxed);
-        if acked & feature::CONFIG_WCE != 0 {
-            return !self.writeback.load(Relaxed);
-        }
-        acked & feature::FLUSH == 0
+        self.acked.load(Relaxed) & feature::FLUSH == 0
     }
 
     /// The configuration space (5.2.4).
@@ -152,7 +151,7 @@ impl Device {
         c[20..24].copy_from_slice(&(SECTOR_BYTES as u32).to_le_bytes());
         c[24] = 3; // physical_block_exp: 8 sectors, the 4 KiB block that a write should cover
         c[26..28].copy_from_slice(&8u16.to_le_bytes()); // min_io_size, in logical blocks
-        c[CONFIG_AT_WCE] = u8::from(self.writeback.load(Relaxed));
+        c[32] = 1; // writeback, for drivers that look although it cannot be switched
         c[34..36].copy_from_slice(&self.queues.to_le_bytes());
         c[36..40].copy_from_slice(&UNMAP_SECTORS_MAX.to_le_bytes());
         c[40..44].copy_from_slice(&UNMAP_SEGMENTS_MAX.to_le_bytes());
@@ -161,17 +160,6 @@ impl Device {
         c[52..56].copy_from_slice(&UNMAP_SEGMENTS_MAX.to_le_bytes());
         c[56] = 1; // write_zeroes_may_unmap
         c
-    }
-
-    /// The driver wrote the configuration space. Only the cache mode may be written.
-    pub fn set_config(&self, offset: u32, bytes: &[u8]) -> bool {
-        match bytes {
-            [mode @ (0 | 1)] if offset as usize == CONFIG_AT_WCE => {
-                self.writeback.store(*mode == 1, Relaxed);
-                true
-            }
-            _ => false,
-        }
     }
 
     /// Logs a failed request: the first ones, then fewer and fewer, since a guest can cause them at will.
@@ -500,11 +488,9 @@ mod tests {
         assert!(device.write_through(), "a driver without FLUSH must not lose what completed");
         device.acknowledge(device.features());
         assert!(!device.write_through());
-        assert!(device.set_config(32, &[0]) && device.write_through() && device.config()[32] == 0);
-        for (offset, bytes) in [(32, &[2u8][..]), (0, &[0]), (31, &[0, 0]), (32, &[]), (u32::MAX, &[1])] {
-            assert!(!device.set_config(offset, bytes));
-        }
+        assert_eq!(device.config()[32], 1);
         device.reset();
+        assert!(device.write_through());
         assert_eq!(device.config()[..8], 2048u64.to_le_bytes());
         assert_eq!(device.config()[34..36], [2, 0]);
     }

@@ -166,6 +166,13 @@ pub fn memfd(name: &std::ffi::CStr, len: u64) -> std::io::Result<File> {
     Ok(file)
 }
 
+/// Whether the file can never become shorter. What is mapped of one that can is a SIGBUS in waiting.
+pub fn sealed(file: &File) -> bool {
+    // SAFETY: plain fcntl on a descriptor that lives through the call; files without seals answer -1.
+    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+    seals >= 0 && seals & libc::F_SEAL_SHRINK != 0
+}
+
 /// All memory of a guest that the front end shares with us.
 #[derive(Debug, Default)]
 pub struct GuestMemory {

@@ -225,7 +225,13 @@ async fn handle(cloud: &Cloud, parts: Parts, body: Bytes, id: &str, about: &mut 
     let version = named("Version").filter(|v| is_version(v));
     let mut seen = HashMap::new();
     for (name, value) in &pairs {
-        if !PROTOCOL.contains(&name.as_str()) && seen.insert(name.as_str(), value.as_str()).is_some() {
+        let twice = match name.as_str() {
+            // What is in the query counts before the form: neither may say another thing.
+            "Action" | "Version" => pairs.iter().filter(|(other, _)| other == name).count() > 1,
+            protocol if PROTOCOL.contains(&protocol) => false,
+            _ => seen.insert(name.as_str(), value.as_str()).is_some(),
+        };
+        if twice {
             return Err(Invalid::Malformed(format!("{name} is given twice")).into());
         }
     }

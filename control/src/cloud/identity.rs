@@ -33,7 +33,7 @@ pub fn read_credentials(path: &Path) -> Result<Credentials, StartError> {
     parsed.map_err(|e| bad(e.message().to_owned()))
 }
 
-/// Records the file's two keys; the file's word counts where they differ.
+/// Records the file's two keys; the file's word counts where they differ. Keys that it named before no longer count.
 pub async fn import(store: &Store, credentials: &Credentials) -> Result<(), StoreError> {
     let account = &credentials.account_id;
     let record = |key: &karri_base::config::AccessKey, who: &str| AccessKey {
@@ -50,6 +50,12 @@ pub async fn import(store: &Store, credentials: &Credentials) -> Result<(), Stor
                 let has = txn.get::<AccessKey>(&key.access_key_id);
                 if has.is_none_or(|h| h.secret != key.secret || h.arn != key.arn || h.account != key.account) {
                     txn.put(key.clone());
+                }
+            }
+            for old in txn.list::<AccessKey>() {
+                let replaced = wanted.iter().any(|k| k.arn == old.arn && k.access_key_id != old.access_key_id);
+                if replaced && old.active {
+                    txn.put(AccessKey { active: false, ..(*old).clone() });
                 }
             }
             Ok(())

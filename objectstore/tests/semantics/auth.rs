@@ -165,3 +165,28 @@ fn what_is_not_there_says_so() {
         assert!(form.is(501, "NotImplemented").header("x-amz-request-id").len() == 16);
     });
 }
+
+#[test]
+fn presigned_names_in_disguise_are_checked_too() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/bucket", "").await.ok();
+        w.put("/bucket/secret", "the secret").await.ok();
+        // What the owner hands out: a PUT and a GET of /bucket/drop. The holder adds a header that is not signed.
+        let smuggle = |r: &mut http::Request<http_body_util::Full<bytes::Bytes>>| {
+            let uri = r.uri().to_string().replace("X-Amz-", "X-Am%7A-");
+            *r.uri_mut() = uri.parse().unwrap();
+            r.headers_mut().insert("x-amz-copy-source", "/bucket/secret".parse().unwrap());
+        };
+        let a = w.req("PUT", "/bucket/drop").mode(Mode::Presigned(60)).send_with(smuggle).await;
+        let long = w
+            .req("GET", "/bucket/secret")
+            .mode(Mode::Presigned(60_480_000))
+            .send_with(|r| {
+                let uri = r.uri().to_string().replace("X-Amz-", "X-Am%7A-");
+                *r.uri_mut() = uri.parse().unwrap();
+            })
+            .await;
+        assert_eq!((a.status, long.status), (403, 400));
+    });
+}

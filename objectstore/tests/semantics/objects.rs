@@ -319,6 +319,8 @@ fn orphans_are_swept_and_named_blobs_are_not() {
         let candidates = karri_objectstore::reclaim::sealed_blobs(&w.bulk);
         assert_eq!(candidates.len(), 2);
         assert_eq!(w.core.sweep_orphans(&candidates).await.unwrap(), 1);
+        w.reclaim().await;
+        assert_eq!(karri_objectstore::reclaim::sealed_blobs(&w.bulk).len(), 1);
         assert!(w.get("/bucket/k").await.ok().body == data(200_000));
     });
 }

@@ -139,13 +139,16 @@ impl Verifier {
         if has(&query, "X-Amz-Algorithm") {
             return self.by_query(&QueryAuth::parse(&query)?, parts, &query, body, now);
         }
+        // Version 2 signs the query of a GET or the form of a POST; what came in the other place nobody signed.
+        let both =
+            || incomplete("a Signature Version 2 request has its parameters in the query or in the form, not in both");
         if has(&query, "Signature") || has(&query, "AWSAccessKeyId") {
-            return self.by_v2(parts, &query, now);
+            return if body.is_empty() { self.by_v2(parts, &query, now) } else { Err(both()) };
         }
         if is_form(parts) {
             let form = parse_query(&String::from_utf8_lossy(body));
             if has(&form, "Signature") || has(&form, "AWSAccessKeyId") {
-                return self.by_v2(parts, &form, now);
+                return if query.is_empty() { self.by_v2(parts, &form, now) } else { Err(both()) };
             }
         }
         Err(AuthError::Missing)
@@ -779,5 +782,26 @@ mod tests {
         {
             assert!(matches!(verify(&bad, now()), Err(AuthError::Incomplete(_))), "{bad}");
         }
+    }
+
+    #[test]
+    fn v2_posts_with_an_unsigned_query_and_gets_with_an_unsigned_form_are_refused() {
+        let mut pairs = parse_query(&format!(
+            "Action=DescribeRegions&AWSAccessKeyId={}&SignatureVersion=2&SignatureMethod=HmacSHA256\
+             &Timestamp=2026-01-02T03%3A04%3A05Z&Version=2010-08-31",
+            EC2.access_key_id
+        ));
+        let signature = sigv2::signature(sigv2::Method::HmacSha256, EC2.secret, "POST", "cloud:8773", "/", &pairs);
+        pairs.push(("Signature".into(), signature));
+        let body = canonical_query(&pairs);
+        let evil = Request::post("/?Action=TerminateInstances&InstanceId.1=i-0123456789abcdef0");
+        let (evil, ()) = evil.header("host", "cloud:8773").body(()).expect("a request").into_parts();
+        assert_eq!(
+            verifier().verify(&evil, body.as_bytes(), now()).err().map(|e| matches!(e, AuthError::Incomplete(_))),
+            Some(true)
+        );
+        let (evil, ()) =
+            Request::post(format!("/?{body}")).header("host", "cloud:8773").body(()).expect("a request").into_parts();
+        assert!(matches!(verifier().verify(&evil, b"Action=TerminateInstances", now()), Err(AuthError::Incomplete(_))));
     }
 }
