@@ -338,8 +338,10 @@ mod tests {
     }
 
     /// Operator, key's values (none: absent), wanted values, whether it holds.
+    type Row = (&'static str, Option<&'static [&'static str]>, &'static [&'static str], bool);
+
     #[rustfmt::skip]
-    const TABLE: &[(&str, Option<&[&str]>, &[&str], bool)] = &[
+    const TABLE: &[Row] = &[
         ("StringEquals", Some(&["a"]), &["a"], true),
         ("stringequals", Some(&["a"]), &["b", "a"], true),
         ("StringEquals", Some(&["a"]), &["A"], false),
