@@ -10,12 +10,12 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use karri_meta::{Batch, MetaError, MetaStore, Scan};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{RwLock, watch};
 
 use super::records::{AccessKey, Image, ImageName, Instance, KeyPair, Lease, Record, Token, Volume};
 
@@ -60,8 +60,8 @@ pub struct Store(Arc<Inner>);
 
 struct Inner {
     meta: Arc<dyn MetaStore>,
-    cache: RwLock<BTreeMap<String, Entry>>,
-    stripes: Vec<tokio::sync::Mutex<()>>,
+    cache: std::sync::RwLock<BTreeMap<String, Entry>>,
+    stripes: Vec<RwLock<()>>,
     hash: RandomState,
     changes: watch::Sender<u64>,
 }
@@ -140,8 +140,8 @@ impl Store {
         }
         Ok(Self(Arc::new(Inner {
             meta,
-            cache: RwLock::new(cache),
-            stripes: (0..STRIPES).map(|_| tokio::sync::Mutex::default()).collect(),
+            cache: std::sync::RwLock::new(cache),
+            stripes: (0..STRIPES).map(|_| RwLock::default()).collect(),
             hash: RandomState::new(),
             changes: watch::Sender::new(0),
         })))
@@ -207,13 +207,18 @@ impl Inner {
         seen: BTreeMap<String, Option<Bytes>>,
         writes: BTreeMap<String, Option<Entry>>,
     ) -> Result<Option<String>, StoreError> {
-        // Stripes keep memory in the order of commits. Taken in ascending order, so nobody waits in a circle.
-        let mut stripes: Vec<usize> = seen.keys().map(|k| self.hash.hash_one(k) as usize % STRIPES).collect();
-        stripes.sort_unstable();
-        stripes.dedup();
-        let mut held = Vec::with_capacity(stripes.len());
-        for stripe in stripes {
-            held.push(self.stripes[stripe].lock().await);
+        // Stripes keep memory in the order of commits. Taken in ascending order, so nobody waits in a circle; shared where
+        // a key is only read, so that launches of one image go into one sync.
+        let mut stripes = BTreeMap::new();
+        for key in seen.keys() {
+            *stripes.entry(self.stripe(key)).or_insert(false) |= writes.contains_key(key);
+        }
+        let (mut reading, mut writing) = (Vec::new(), Vec::new());
+        for (stripe, written) in stripes {
+            match written {
+                true => writing.push(self.stripes[stripe].write().await),
+                false => reading.push(self.stripes[stripe].read().await),
+            }
         }
         for (key, bytes) in &seen {
             if self.entry(key).map(|e| e.bytes) != *bytes {
@@ -244,6 +249,10 @@ impl Inner {
                 Err(e.into())
             }
         }
+    }
+
+    fn stripe(&self, key: &str) -> usize {
+        self.hash.hash_one(key) as usize % STRIPES
     }
 
     async fn reload(&self, seen: &BTreeMap<String, Option<Bytes>>) -> Result<(), StoreError> {
@@ -379,6 +388,28 @@ mod tests {
         let meta = filled("volume/vol-1\t{\"v\":9,\"r\":{}}").await;
         let e = Store::open(meta).await.map(|_| ()).unwrap_err().to_string();
         assert!(e.contains("volume/vol-1") && e.contains("version 9"), "{e}");
+    }
+
+    #[tokio::test]
+    async fn changes_that_read_the_same_do_not_wait_for_each_other() {
+        let store = Store::open(filled(V1).await).await.unwrap();
+        let (read, written) = (store.list::<Image>().pop().unwrap(), store.list::<Volume>().pop().unwrap());
+        let change = || {
+            store.change::<_, StoreError>(|txn| {
+                txn.get::<Image>(&read.id);
+                txn.put(Volume::clone(&written));
+                Ok(())
+            })
+        };
+        let stripe = |key: String| &store.0.stripes[store.0.stripe(&key)];
+        // As if a commit that read the image, or one that changes it, were under way.
+        let held = stripe(key_of::<Image>(&read.id)).read().await;
+        change().await.unwrap();
+        drop(held);
+        let held = stripe(key_of::<Image>(&read.id)).write().await;
+        tokio::time::timeout(std::time::Duration::from_millis(50), change()).await.unwrap_err();
+        drop(held);
+        change().await.unwrap();
     }
 
     #[tokio::test]

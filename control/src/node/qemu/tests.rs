@@ -162,7 +162,7 @@ async fn machines_are_confined_survive_storage_and_their_accidents_are_noticed()
     qemu.reboot(&spec.instance, Duration::from_secs(30)).await.unwrap();
     let since = console_says(&qemu, &spec.instance, "guest: down").await;
     assert!(since.len() > printed && since.contains("power button"), "a reboot begins with a clean shutdown: {since}");
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(120);
     while String::from_utf8_lossy(&qemu.console(&spec.instance).await).matches("karri guest ready").count() < 2 {
         assert!(tokio::time::Instant::now() < deadline, "the guest does not boot again");
         tokio::time::sleep(Duration::from_millis(20)).await;
