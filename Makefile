@@ -22,6 +22,7 @@ setup:
 
 build: setup
 	$(CARGO) build --release
+	@[ $(KARRI) -ef target/release/karri ] || { mkdir -p target/release && ln -sf $(KARRI) target/release/karri; }
 
 # The whole cloud on this machine, in the foreground. ARGS go to `karri up`.
 up: build

@@ -2,7 +2,8 @@
 //!
 //! The objects lie in the bucket `karri-images` under the image's name and their contents' hash, so a repeat uploads the
 //! same objects again and never changes those of a registered image. A kernel and a ramdisk are images of their own
-//! (`aki-`, `ari-`), named after the image; what was registered is deregistered again when a later step fails.
+//! (`aki-`, `ari-`), named after the image; what was registered is deregistered again when a later step fails. The same
+//! image added again is answered with its id; another one under its name is refused.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -50,6 +51,10 @@ pub fn add(layout: &Layout, files: &Files) -> Result<ExitCode> {
     if files.ramdisk.is_some() && files.kernel.is_none() {
         bail!("--ramdisk needs --kernel");
     }
+    check_root(&files.root, files.kernel.is_some())?;
+    if let Some(kernel) = &files.kernel {
+        check_kernel(kernel)?;
+    }
     let runtime = layout.read_runtime()?;
     let cloud = Cloud {
         s3: S3::new(&format!("http://{}", runtime.s3), layout.read_credentials()?.admin, &runtime.region)
@@ -63,6 +68,46 @@ pub fn add(layout: &Layout, files: &Files) -> Result<ExitCode> {
     let id = tokio.block_on(cloud.add(files))?;
     print(&format!("{id}\n"));
     Ok(ExitCode::SUCCESS)
+}
+
+/// The first bytes of a file, and its length.
+fn head(path: &Path) -> Result<(Vec<u8>, u64)> {
+    use std::io::Read;
+    let read = || -> std::io::Result<(Vec<u8>, u64)> {
+        let file = std::fs::File::open(path)?;
+        let (length, mut bytes) = (file.metadata()?.len(), Vec::new());
+        file.take(1024).read_to_end(&mut bytes)?;
+        Ok((bytes, length))
+    };
+    read().with_context(|| format!("reading {}", path.display()))
+}
+
+/// Refuses what cannot be a raw disk. `direct`: a kernel is given, nothing needs to be bootable.
+fn check_root(path: &Path, direct: bool) -> Result<()> {
+    let (bytes, length) = head(path)?;
+    let known: [(&[u8], &str); 4] =
+        [(b"QFI\xfb", "qcow2"), (b"KDMV", "vmdk"), (b"vhdxfile", "vhdx"), (b"conectix", "vpc")];
+    let path = path.display();
+    if let Some((_, format)) = known.iter().find(|(magic, _)| bytes.starts_with(magic)) {
+        bail!("{path} is a {format} image; it must be raw: qemu-img convert -f {format} -O raw {path} root.img");
+    }
+    if length == 0 || length % 512 != 0 {
+        bail!("{path} has {length} bytes; a raw disk has whole sectors of 512 bytes, and at least one");
+    }
+    if !direct && bytes.get(510..512) != Some(&[0x55, 0xAA]) {
+        bail!(
+            "{path} has no boot sector (55 AA at byte 510) and no --kernel is given: an instance of it could not start"
+        );
+    }
+    Ok(())
+}
+
+/// Refuses what is no Linux kernel (Documentation/arch/x86/boot.rst: `HdrS` at 0x202).
+fn check_kernel(path: &Path) -> Result<()> {
+    if head(path)?.0.get(0x202..0x206) != Some(b"HdrS") {
+        bail!("{} is no Linux kernel for x86 (bzImage, vmlinuz): HdrS is not at byte 514", path.display());
+    }
+    Ok(())
 }
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -96,22 +141,46 @@ impl Cloud {
         for (what, field, path) in [("kernel", "KernelId", &files.kernel), ("ramdisk", "RamdiskId", &files.ramdisk)] {
             let Some(path) = path else { continue };
             let location = self.upload(&files.name, what, path).await?;
-            let id = self.register(&format!("{}.{what}", files.name), &location, &[(field, "true")]).await?;
-            registered.push(id.clone());
+            let (id, new) = self.register(&format!("{}.{what}", files.name), &location, &[(field, "true")]).await?;
+            if new {
+                registered.push(id.clone());
+            }
             parts.push((field, id));
         }
         let parts = parts.iter().map(|(field, id)| (*field, id.as_str())).collect::<Vec<_>>();
-        self.register(&files.name, &root, &parts).await
+        Ok(self.register(&files.name, &root, &parts).await?.0)
     }
 
-    async fn register(&self, name: &str, location: &str, more: &[(&str, &str)]) -> Result<String> {
+    /// The image's id, and whether it was registered now.
+    async fn register(&self, name: &str, location: &str, more: &[(&str, &str)]) -> Result<(String, bool)> {
         let fields =
             [("Action", "RegisterImage"), ("Name", name), ("ImageLocation", location), ("Architecture", "x86_64")];
-        let answer = self
-            .ec2(&[&fields[..], more].concat())
-            .await
-            .with_context(|| format!("registering {name} at {location}"))?;
-        Ok(element(&answer, "imageId").context("RegisterImage's answer has no imageId")?.to_owned())
+        match self.ec2(&[&fields[..], more].concat()).await {
+            Ok(answer) => {
+                let id = element(&answer, "imageId").context("RegisterImage's answer has no imageId")?;
+                Ok((id.to_owned(), true))
+            }
+            Err(taken) if taken.to_string().starts_with("InvalidAMIName.Duplicate") => {
+                Ok((self.same(name, location).await?, false))
+            }
+            Err(refused) => Err(refused).with_context(|| format!("registering {name} at {location}")),
+        }
+    }
+
+    /// The id of the image of this name, which must lie at `location`: the place names what is in it.
+    async fn same(&self, name: &str, location: &str) -> Result<String> {
+        let asked =
+            [("Action", "DescribeImages"), ("Owner.1", "self"), ("Filter.1.Name", "name"), ("Filter.1.Value.1", name)];
+        let answer = self.ec2(&asked).await.with_context(|| format!("looking for image {name}"))?;
+        let id = element(&answer, "imageId").with_context(|| format!("image {name} was there and is gone"))?;
+        let at = element(&answer, "imageLocation").unwrap_or_default();
+        if !at.ends_with(location) {
+            bail!(
+                "another image has the name {name}: {id} at {at}. Give this one another name, or first: \
+                 aws ec2 deregister-image --image-id {id}"
+            );
+        }
+        Ok(id.to_owned())
     }
 
     async fn ec2(&self, fields: &[(&str, &str)]) -> Result<String> {
@@ -314,6 +383,26 @@ mod tests {
         let of = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
         assert_eq!(hash(&path, 2, 3).await.unwrap(), of(b"234"));
         assert_eq!(hash(&path, 0, 100).await.unwrap(), of(b"0123456789"));
+    }
+
+    #[test]
+    fn what_cannot_boot_is_refused_before_it_is_uploaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let put = |bytes: &[u8]| std::fs::write(&path, bytes).unwrap();
+        let said = |outcome: Result<()>| outcome.unwrap_err().to_string();
+        put(&[&b"QFI\xfb"[..], &[0; 508]].concat());
+        assert!(said(check_root(&path, true)).contains("qemu-img convert -f qcow2 -O raw"));
+        put(&[0; 1000]);
+        assert!(said(check_root(&path, true)).contains("1000 bytes"));
+        put(&[0; 1024]);
+        assert!(said(check_root(&path, false)).contains("no boot sector") && check_root(&path, true).is_ok());
+        assert!(said(check_kernel(&path)).contains("HdrS"));
+        let mut boots = [0; 1024];
+        boots[510..516].copy_from_slice(b"\x55\xAA\0\0Hd");
+        boots[514..518].copy_from_slice(b"HdrS");
+        put(&boots);
+        assert!(check_root(&path, false).is_ok() && check_kernel(&path).is_ok());
     }
 
     #[test]

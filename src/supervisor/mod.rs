@@ -80,6 +80,10 @@ async fn run(settings: &Settings) -> Result<ExitCode> {
         ));
     }
 
+    if Layout::find(None).ok().is_none_or(|usual| usual.state() != layout.state()) {
+        print(&format!("for `karri env` and the other commands: export KARRI_STATE={}\n", layout.state().display()));
+    }
+
     let admin = Credentials::read(&pki::files(&layout.tls(), pki::ADMIN))?;
     let counters = metrics::Counters::default();
     let listener =

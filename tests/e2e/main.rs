@@ -3,6 +3,7 @@
 //!
 //! | module | shows |
 //! |---|---|
+//! | [`alone`] | a volume or Walrus without a cloud starts and ends in order |
 //! | [`s3`] | the quick start's S3 part, with aws cli and s3cmd |
 //! | [`vm`] | image, instance, console, volume written by one guest and read by another |
 //! | [`faults`] | kill -9 of each role: nothing acknowledged is lost, instances go on |
@@ -10,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod alone;
 mod cloud;
 mod faults;
 mod refusals;
