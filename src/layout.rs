@@ -50,11 +50,6 @@ impl Layout {
         Ok(Self { root })
     }
 
-    /// The state folder.
-    pub fn state(&self) -> &Path {
-        &self.root
-    }
-
     /// Makes the folders.
     pub fn create(&self) -> Result<()> {
         let length = self.root.as_os_str().len();

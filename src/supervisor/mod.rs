@@ -80,8 +80,8 @@ async fn run(settings: &Settings) -> Result<ExitCode> {
         ));
     }
 
-    if Layout::find(None).ok().is_none_or(|usual| usual.state() != layout.state()) {
-        print(&format!("for `karri env` and the other commands: export KARRI_STATE={}\n", layout.state().display()));
+    if Layout::find(None).ok().is_none_or(|usual| usual.root() != layout.root()) {
+        print(&format!("for `karri env` and the other commands: export KARRI_STATE={}\n", layout.root().display()));
     }
 
     let admin = Credentials::read(&pki::files(&layout.tls(), pki::ADMIN))?;
