@@ -11,7 +11,7 @@ else
 export PATH := /usr/bin:$(PATH)
 endif
 
-.PHONY: all setup build up check test e2e sim fuzz bench guest clean
+.PHONY: all setup build up check test e2e s3-tests sim fuzz bench guest clean
 .NOTPARALLEL:
 
 all: check test
@@ -41,6 +41,10 @@ test: setup guest
 # Only the end-to-end suite.
 e2e: setup guest
 	@scripts/test -p karri --test e2e
+
+# ceph/s3-tests against `karri walrus serve`: `make s3-tests SUITE=dir` takes the suite's checkout; ARGS go to pytest.
+s3-tests: build
+	@scripts/s3-tests "$(SUITE)" $(ARGS)
 
 # Simulation with thousands of seeds; `make sim SEED=n` replays one, `TEST=name` narrows.
 SIMULATED = karri-engine karri-meta karri-bulk karri-blockstore karri-objectstore
