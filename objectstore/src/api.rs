@@ -107,10 +107,16 @@ fn refuse(e: Error, operation: &'static str, id: Option<RequestId>) -> S3Error {
 
 struct Api<B: BulkStore>(SendWrapper<CoreRef<B>>);
 
-/// One method: the operation's function takes the typed input, or the whole request where it needs the headers.
+/// One method: the operation's function takes the typed input, or the whole request where it needs the headers; it
+/// answers with the typed output, or the whole response where that lacks a header.
 macro_rules! operations {
-    (@call $core:expr, $caller:expr, $req:expr, $f:path, input) => { $f($core, $caller, $req.input).await };
-    (@call $core:expr, $caller:expr, $req:expr, $f:path, request) => { $f($core, $caller, $req).await };
+    (@call $core:expr, $caller:expr, $req:expr, $f:path, input) => {
+        S3Response::new($f($core, $caller, $req.input).await?)
+    };
+    (@call $core:expr, $caller:expr, $req:expr, $f:path, request) => {
+        S3Response::new($f($core, $caller, $req).await?)
+    };
+    (@call $core:expr, $caller:expr, $req:expr, $f:path, response) => { $f($core, $caller, $req.input).await? };
     ($($method:ident $aws:ident $input:ident $output:ident $file:ident $how:ident;)*) => {
         /// The operations' names.
         const OPERATIONS: &[&str] = &[$(stringify!($aws)),*];
@@ -122,8 +128,7 @@ macro_rules! operations {
                 let id = req.extensions.get::<RequestId>().cloned();
                 SendWrapper::new(async move {
                     let caller = caller(&req)?;
-                    let output = operations!(@call core, &caller, req, ops::$file::$method, $how)?;
-                    Ok::<_, Error>(S3Response::new(output))
+                    Ok::<_, Error>(operations!(@call core, &caller, req, ops::$file::$method, $how))
                 })
                 .await
                 .map_err(|e| refuse(e, stringify!($aws), id))
@@ -137,17 +142,28 @@ operations! {
     head_bucket HeadBucket HeadBucketInput HeadBucketOutput bucket input;
     list_buckets ListBuckets ListBucketsInput ListBucketsOutput bucket input;
     get_bucket_location GetBucketLocation GetBucketLocationInput GetBucketLocationOutput bucket input;
-    get_bucket_versioning GetBucketVersioning GetBucketVersioningInput GetBucketVersioningOutput bucket input;
+    get_bucket_versioning GetBucketVersioning GetBucketVersioningInput GetBucketVersioningOutput versioning input;
+    put_bucket_versioning PutBucketVersioning PutBucketVersioningInput PutBucketVersioningOutput versioning input;
+    get_object_lock_configuration GetObjectLockConfiguration GetObjectLockConfigurationInput GetObjectLockConfigurationOutput versioning input;
+    put_object_lock_configuration PutObjectLockConfiguration PutObjectLockConfigurationInput PutObjectLockConfigurationOutput versioning input;
     delete_bucket DeleteBucket DeleteBucketInput DeleteBucketOutput bucket input;
     put_object PutObject PutObjectInput PutObjectOutput put request;
     get_object GetObject GetObjectInput GetObjectOutput get input;
-    get_object_tagging GetObjectTagging GetObjectTaggingInput GetObjectTaggingOutput get input;
-    head_object HeadObject HeadObjectInput HeadObjectOutput get input;
+    get_object_attributes GetObjectAttributes GetObjectAttributesInput GetObjectAttributesOutput attributes input;
+    get_object_tagging GetObjectTagging GetObjectTaggingInput GetObjectTaggingOutput tagging input;
+    put_object_tagging PutObjectTagging PutObjectTaggingInput PutObjectTaggingOutput tagging input;
+    delete_object_tagging DeleteObjectTagging DeleteObjectTaggingInput DeleteObjectTaggingOutput tagging input;
+    get_object_retention GetObjectRetention GetObjectRetentionInput GetObjectRetentionOutput lock input;
+    put_object_retention PutObjectRetention PutObjectRetentionInput PutObjectRetentionOutput lock input;
+    get_object_legal_hold GetObjectLegalHold GetObjectLegalHoldInput GetObjectLegalHoldOutput lock input;
+    put_object_legal_hold PutObjectLegalHold PutObjectLegalHoldInput PutObjectLegalHoldOutput lock input;
+    head_object HeadObject HeadObjectInput HeadObjectOutput get response;
     copy_object CopyObject CopyObjectInput CopyObjectOutput copy request;
     delete_object DeleteObject DeleteObjectInput DeleteObjectOutput delete input;
     delete_objects DeleteObjects DeleteObjectsInput DeleteObjectsOutput delete input;
     list_objects ListObjects ListObjectsInput ListObjectsOutput list_objects input;
     list_objects_v2 ListObjectsV2 ListObjectsV2Input ListObjectsV2Output list_objects input;
+    list_object_versions ListObjectVersions ListObjectVersionsInput ListObjectVersionsOutput list_versions input;
     create_multipart_upload CreateMultipartUpload CreateMultipartUploadInput CreateMultipartUploadOutput multipart request;
     upload_part UploadPart UploadPartInput UploadPartOutput multipart request;
     upload_part_copy UploadPartCopy UploadPartCopyInput UploadPartCopyOutput multipart input;

@@ -164,7 +164,52 @@ impl<B: BulkStore> Core<B> {
         }
     }
 
-    /// An object's record.
+    /// Changes a bucket's record in one commit; answers it as it is then.
+    pub async fn change_bucket(
+        &self,
+        caller: &Caller,
+        name: &str,
+        owner: Option<&str>,
+        change: impl Fn(&mut Bucket) -> Result<()>,
+    ) -> Result<Bucket> {
+        for _ in 0..RETRIES {
+            let seen = self.bucket(caller, name, owner, Access::Write).await?;
+            let mut value = Bucket { fence: seen.value.fence + 1, ..seen.value };
+            change(&mut value)?;
+            let key = keys::bucket(name);
+            let batch = Batch::new().check(key.clone(), Some(seen.raw)).put(key, value.encode());
+            match self.meta.commit(batch).await {
+                Ok(()) => return Ok(value),
+                Err(MetaError::Conflict { .. }) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Err(Kind::SlowDown.into())
+    }
+
+    /// Changes a version's record, not its data, in one commit; answers it as it is then.
+    pub async fn change_version(
+        &self,
+        bucket: BucketId,
+        key: &str,
+        which: crate::versions::Which,
+        change: impl Fn(&mut Object) -> Result<()>,
+    ) -> Result<Object> {
+        for _ in 0..RETRIES {
+            let at = self.version_to_read(bucket, key, which).await?;
+            let mut object = at.seen.value;
+            change(&mut object)?;
+            let batch = Batch::new().check(at.key.clone(), Some(at.seen.raw)).put(at.key, object.encode());
+            match self.meta.commit(batch).await {
+                Ok(()) => return Ok(object),
+                Err(MetaError::Conflict { .. }) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Err(Kind::SlowDown.into())
+    }
+
+    /// An object's record: its current version, which may be a delete marker.
     pub async fn object(&self, bucket: BucketId, key: &str) -> Result<Option<Seen<Object>>> {
         let Some(raw) = self.meta.get(keys::object(bucket, key.as_bytes())).await? else { return Ok(None) };
         Ok(Some(Seen { value: Object::decode(&raw)?, raw }))

@@ -84,6 +84,14 @@ kinds! {
     InternalError => "InternalError", 500, "An internal error occurred. Try again.";
     /// The key id is unknown or no longer active.
     InvalidAccessKeyId => "InvalidAccessKeyId", 403, "The AWS access key ID that you provided does not exist in our records.";
+    /// Versioning or object lock forbids it.
+    InvalidBucketState => "InvalidBucketState", 409, "The request is not valid for the current state of the bucket.";
+    /// Neither enabled nor suspended.
+    IllegalVersioningConfiguration => "IllegalVersioningConfigurationException", 400, "The versioning configuration specified in the request is not valid.";
+    /// A default retention that is no positive number.
+    InvalidRetentionPeriod => "InvalidRetentionPeriod", 400, "The retention period must be a positive integer value.";
+    /// Tags that S3 does not take.
+    InvalidTag => "InvalidTag", 400, "The tag provided was not a valid tag.";
     /// A parameter's value.
     InvalidArgument => "InvalidArgument", 400, "Invalid Argument";
     /// A bucket's name breaks the rules.
@@ -118,7 +126,11 @@ kinds! {
     NoSuchKey => "NoSuchKey", 404, "The specified key does not exist.";
     /// No such upload; it may have been completed or aborted.
     NoSuchUpload => "NoSuchUpload", 404, "The specified multipart upload does not exist. The upload ID might be invalid, or the multipart upload might have been aborted or completed.";
-    /// No such version: Walrus keeps none yet, so only `null` is one.
+    /// The version has no retention or legal hold.
+    NoSuchObjectLockConfiguration => "NoSuchObjectLockConfiguration", 404, "The specified object does not have a ObjectLock configuration.";
+    /// The bucket has no object lock.
+    ObjectLockConfigurationNotFound => "ObjectLockConfigurationNotFoundError", 404, "Object Lock configuration does not exist for this bucket";
+    /// No such version.
     NoSuchVersion => "NoSuchVersion", 404, "The version ID specified in the request does not match an existing version.";
     /// Something of S3 that Walrus does not have.
     NotImplemented => "NotImplemented", 501, "A header or query that you provided requests functionality that is not implemented.";

@@ -41,7 +41,7 @@ pub fn check(head: &Parts) -> Result<Framing> {
     if head.method == Method::POST && header(&head.headers, "content-type").is_some_and(is_form) {
         return Err(Error::new(Kind::NotImplemented, "POST form uploads are not supported."));
     }
-    check_subresource(&head.method, &query)?;
+    check_subresource(&query)?;
     check_headers(&head.headers)?;
     if query.has("X-Amz-Algorithm") || query.has("X-Amz-Signature") || query.has("X-Amz-Credential") {
         check_presigned(&query, &head.headers)?;
@@ -105,13 +105,10 @@ fn decoded(raw: &str) -> Cow<'_, str> {
 
 /// Refuses subresources that Walrus does not have. `s3s` takes those that it does not know for the plain operation of the
 /// same method: `PUT /bucket?fancy` must not be CreateBucket.
-fn check_subresource(method: &Method, query: &Query<'_>) -> Result<()> {
+fn check_subresource(query: &Query<'_>) -> Result<()> {
     for (name, value) in &query.0 {
         // A name without a value is a subresource; parameters have values.
         let (name, bare) = (&**name, value.as_ref().is_none_or(|v| v.is_empty()));
-        if bare && method != Method::GET && matches!(name, "tagging" | "versioning") {
-            return Err(Error::new(Kind::NotImplemented, format!("Changing {name} is not supported.")));
-        }
         if bare && !name.starts_with("X-Amz-") && !SUBRESOURCES.contains(&name) && !EMPTY_PARAMETERS.contains(&name) {
             return Err(Error::new(Kind::NotImplemented, format!("The subresource {name:?} is not supported.")));
         }
@@ -120,7 +117,18 @@ fn check_subresource(method: &Method, query: &Query<'_>) -> Result<()> {
 }
 
 /// What Walrus has, or has for reading; the others are refused before their bodies are read.
-const SUBRESOURCES: &[&str] = &["delete", "location", "tagging", "uploads", "versioning"];
+const SUBRESOURCES: &[&str] = &[
+    "attributes",
+    "delete",
+    "legal-hold",
+    "location",
+    "object-lock",
+    "retention",
+    "tagging",
+    "uploads",
+    "versioning",
+    "versions",
+];
 
 /// Parameters that clients send empty.
 const EMPTY_PARAMETERS: &[&str] = &[
@@ -152,10 +160,7 @@ fn check_headers(headers: &HeaderMap) -> Result<()> {
         let Some(rest) = name.strip_prefix("x-amz-") else { continue };
         let refused = rest.starts_with("server-side-encryption")
             || rest.starts_with("copy-source-server-side-encryption")
-            || rest.starts_with("object-lock-")
-            || rest.starts_with("bucket-object-lock-")
             || rest.starts_with("grant-")
-            || rest == "tagging"
             || rest == "write-offset-bytes";
         if refused && header(headers, name).is_none_or(|v| !v.is_empty() && !v.eq_ignore_ascii_case("false")) {
             return Err(Error::new(Kind::NotImplemented, format!("The header {name} is not supported.")));
@@ -409,7 +414,7 @@ mod tests {
         refused("POST", "/b", &[("content-type", "multipart/form-data; boundary=x")], Some(Kind::NotImplemented));
         refused("PUT", "/b?renameObject", &[], Some(Kind::NotImplemented));
         refused("GET", "/b?prefix=&delimiter=/&location", &[], None);
-        refused("PUT", "/b/k", &[("x-amz-tagging", "a=b")], Some(Kind::NotImplemented));
+        refused("PUT", "/b/k", &[("x-amz-tagging", "a=b")], None);
         refused("PUT", "/b/k", &[("x-amz-server-side-encryption", "AES256")], Some(Kind::NotImplemented));
         refused("PUT", "/b/k", &[("x-amz-acl", "public-read")], Some(Kind::NotImplemented));
         refused("PUT", "/b/k", &[("x-amz-acl", "private")], None);

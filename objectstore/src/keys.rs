@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! B name                        bucket            A account name               bucket of an account (for listing)
-//! O bucket key                  current object    I data-id                    small object's or part's bytes
+//! O bucket key                  current object    V bucket key' !time          older version, newest first
+//! I data-id                     small object's or part's bytes
 //! U bucket key' upload-id       open upload       P upload-id part-number      part of an open upload
 //! M upload-id                   manifest          D blob-id                    a blob that some record names
 //! G blob-id                     blob to reclaim   X upload-id                  parts to clean away
@@ -10,11 +11,12 @@
 //! ```
 //!
 //! `bucket` is the bucket's random 64-bit id, so a bucket made anew under an old name shares nothing with the old
-//! one. An object key comes last in `O` and is stored raw; in `U` it is escaped and terminated ([`escape`]).
+//! one. An object key comes last in `O` and is stored raw; in `U` and `V` it is escaped and terminated ([`escape`]).
 
 use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use karri_base::clock::UnixMicros;
 use karri_bulk::BlobId;
 
 /// A bucket's number, random, never reused in practice.
@@ -28,13 +30,19 @@ pub struct DataId(pub [u8; 16]);
 
 impl DataId {
     /// A fresh id.
-    pub fn new(now: karri_base::clock::UnixMicros, random: u64) -> Self {
+    pub fn new(now: UnixMicros, random: u64) -> Self {
         let mut id = [0; 16];
         id[..8].copy_from_slice(&now.0.to_be_bytes());
         id[8..].copy_from_slice(&random.to_be_bytes());
         Self(id)
     }
-    /// 32 lower-case hexadecimal digits: an upload id as clients see it.
+    /// When it was made.
+    pub fn time(self) -> UnixMicros {
+        let mut time = [0; 8];
+        time.copy_from_slice(&self.0[..8]);
+        UnixMicros(u64::from_be_bytes(time))
+    }
+    /// 32 lower-case hexadecimal digits: an upload or version id as clients see it.
     pub fn to_hex(self) -> String {
         hex::encode(self.0)
     }
@@ -73,6 +81,10 @@ pub fn account_bucket(account: &str, name: &str) -> Bytes {
 /// `O bucket key`.
 pub fn object(bucket: BucketId, object_key: &[u8]) -> Bytes {
     key(b'O', &[&bucket.0.to_be_bytes(), object_key])
+}
+/// `V bucket key' !time`: an older version, by when it was written; the complement puts the newest first.
+pub fn version(bucket: BucketId, object_key: &[u8], modified: UnixMicros) -> Bytes {
+    key(b'V', &[&bucket.0.to_be_bytes(), &escape(object_key), &(!modified.0).to_be_bytes()])
 }
 /// Length of what precedes the object key in `O`.
 pub const OBJECT_PREFIX: usize = 9;
@@ -128,6 +140,12 @@ pub fn upload_parts(key: &[u8]) -> Option<(Vec<u8>, DataId)> {
     Some((unescape(escaped)?, DataId(*id)))
 }
 
+/// The object key and the time in a `V` key.
+pub fn version_parts(key: &[u8]) -> Option<(Vec<u8>, UnixMicros)> {
+    let (escaped, time) = key.get(OBJECT_PREFIX..)?.split_last_chunk::<8>()?;
+    Some((unescape(escaped)?, UnixMicros(!u64::from_be_bytes(*time))))
+}
+
 /// All keys that begin with `prefix`.
 pub fn prefixed(prefix: Bytes) -> Range<Bytes> {
     let end = successor(&prefix).unwrap_or_default();
@@ -140,6 +158,14 @@ pub fn all(kind: u8) -> Range<Bytes> {
 /// All objects of a bucket.
 pub fn objects_of(id: BucketId) -> Range<Bytes> {
     prefixed(object(id, b""))
+}
+/// The older versions of all of a bucket's objects.
+pub fn versions_of(id: BucketId) -> Range<Bytes> {
+    prefixed(key(b'V', &[&id.0.to_be_bytes()]))
+}
+/// The older versions of an object, newest first.
+pub fn versions_of_key(id: BucketId, object_key: &[u8]) -> Range<Bytes> {
+    prefixed(key(b'V', &[&id.0.to_be_bytes(), &escape(object_key)]))
 }
 /// All uploads of a bucket.
 pub fn uploads_of(id: BucketId) -> Range<Bytes> {
@@ -220,7 +246,10 @@ mod tests {
             prop_assert_eq!(unescape(&escape(&a)), Some(a.clone()));
             prop_assert_eq!(a.cmp(&b), escape(&a).cmp(&escape(&b)));
             let id = DataId([7; 16]);
-            prop_assert_eq!(upload_parts(&upload(BucketId(1), &a, id)), Some((a, id)));
+            prop_assert_eq!(upload_parts(&upload(BucketId(1), &a, id)), Some((a.clone(), id)));
+            let at = UnixMicros(id.0[0].into());
+            prop_assert_eq!(version_parts(&version(BucketId(1), &a, at)), Some((a.clone(), at)));
+            prop_assert!(version(BucketId(1), &a, at) > version(BucketId(1), &a, UnixMicros(at.0 + 1)));
         }
     }
 }

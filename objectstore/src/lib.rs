@@ -11,6 +11,7 @@
 //! | [`ops`] | the operations, one file per verb family |
 //! | [`core`] | what one core serves with; the steps that operations share |
 //! | [`body`] | bodies in and out with bounded memory |
+//! | [`versions`] | finding, superseding and removing versions |
 //! | [`list`] | the walk behind LIST, pure |
 //! | [`record`], [`keys`] | the records and where they live |
 //! | [`digest`], [`token`] | checksums, continuation tokens |
@@ -40,6 +41,7 @@ pub mod record;
 pub mod role;
 pub mod serve;
 pub mod token;
+pub mod versions;
 
 pub use role::start;
 pub use serve::{Handle, ServeOptions, StartError, serve, standalone};

@@ -4,15 +4,15 @@ use karri_bulk::BulkStore;
 use karri_meta::{Batch, MetaError, Scan};
 use s3s::dto::{
     Bucket as DtoBucket, BucketLocationConstraint, CreateBucketInput, CreateBucketOutput, DeleteBucketInput,
-    DeleteBucketOutput, GetBucketLocationInput, GetBucketLocationOutput, GetBucketVersioningInput,
-    GetBucketVersioningOutput, HeadBucketInput, HeadBucketOutput, ListBucketsInput, ListBucketsOutput, Owner,
+    DeleteBucketOutput, GetBucketLocationInput, GetBucketLocationOutput, HeadBucketInput, HeadBucketOutput,
+    ListBucketsInput, ListBucketsOutput, Owner,
 };
 
 use crate::core::{Access, Caller, Core, CoreRef, RETRIES};
 use crate::error::{Error, Kind, Result};
 use crate::keys::{self, BucketId};
 use crate::ops::get::timestamp;
-use crate::record::{self, Bucket, Upload};
+use crate::record::{self, Bucket, BucketLock, Upload, Versioning};
 use crate::{reclaim, token};
 
 /// Region of S3's first days: its buckets have no location constraint, and making one's own bucket again succeeds.
@@ -36,6 +36,7 @@ pub async fn create_bucket<B: BulkStore>(
             format!("The location constraint {:?} is not this Walrus's region, {region}.", wanted.as_str()),
         ));
     }
+    let locked = input.object_lock_enabled_for_bucket.unwrap_or(false);
     let bucket = Bucket {
         id: BucketId(rand::random()),
         owner: caller.account().to_owned(),
@@ -43,6 +44,8 @@ pub async fn create_bucket<B: BulkStore>(
         region: region.clone(),
         deleting: false,
         fence: 0,
+        versioning: if locked { Versioning::Enabled } else { Versioning::Never },
+        lock: locked.then(BucketLock::default),
     };
     let batch = Batch::new()
         .check(keys::bucket(&name), None)
@@ -81,17 +84,6 @@ pub async fn get_bucket_location<B: BulkStore>(
     let bucket = core.bucket(caller, &input.bucket, owner, Access::Read).await?;
     let region = Some(bucket.value.region).filter(|r| r != FIRST_REGION);
     Ok(GetBucketLocationOutput { location_constraint: region.map(BucketLocationConstraint::from) })
-}
-
-/// GetBucketVersioning: never enabled yet, which S3 says by an empty answer.
-pub async fn get_bucket_versioning<B: BulkStore>(
-    core: &CoreRef<B>,
-    caller: &Caller,
-    input: GetBucketVersioningInput,
-) -> Result<GetBucketVersioningOutput> {
-    let owner = input.expected_bucket_owner.as_deref();
-    core.bucket(caller, &input.bucket, owner, Access::Read).await?;
-    Ok(GetBucketVersioningOutput::default())
 }
 
 /// ListBuckets: the caller's.

@@ -13,7 +13,8 @@ use crate::ops::get::{ChecksumFields, etag};
 use crate::ops::multipart::{Open, find_in};
 use crate::ops::put::{Target, replace};
 use crate::reclaim::close_upload;
-use crate::record::{Data, Manifest, Object, Part};
+use crate::record::{Bucket, Data, Manifest, Object, Part};
+use crate::versions::id_shown;
 
 /// A part that is not the last has at least so many bytes.
 pub const PART_MIN: u64 = 5 << 20;
@@ -27,7 +28,7 @@ pub async fn complete_multipart_upload<B: BulkStore>(
     input: CompleteMultipartUploadInput,
 ) -> Result<CompleteMultipartUploadOutput> {
     let owner = input.expected_bucket_owner.as_deref();
-    let conditions = WriteConditions::new(input.if_match.clone(), input.if_none_match.clone())?;
+    let conditions = WriteConditions::new(input.if_match.clone(), input.if_none_match.clone());
     let listed = input.multipart_upload.as_ref().and_then(|u| u.parts.as_deref()).unwrap_or_default();
     if listed.is_empty() {
         return Err(Error::new(Kind::MalformedXml, "You must specify at least one part"));
@@ -43,7 +44,7 @@ pub async fn complete_multipart_upload<B: BulkStore>(
             // Completed already, and the answer was lost? Then the object is this upload's.
             let there = core.object(bucket.value.id, &input.key).await?;
             return match there {
-                Some(o) if o.value.data == Data::Manifest(id) => Ok(output(&input, &o.value)),
+                Some(o) if o.value.data == Data::Manifest(id) => Ok(output(&input, &bucket.value, &o.value)),
                 _ => Err(Kind::NoSuchUpload.into()),
             };
         };
@@ -60,23 +61,19 @@ pub async fn complete_multipart_upload<B: BulkStore>(
             checks.push((keys::part(id, number), Some(raw)));
             parts.push(part);
         }
-        let object = assemble(core.now(), caller, &upload, id, &input, &parts)?;
+        let mut object = assemble(core.now(), caller, &upload, id, &input, &parts)?;
         let old = core.object(bucket.value.id, &input.key).await?;
-        conditions.check(old.as_ref().map(|o| &o.value))?;
+        conditions.check(old.as_ref().map(|o| &o.value).filter(|o| !o.marker))?;
         let mut batch = replace(&target, &bucket, old.as_ref());
         batch.checks.extend(checks);
-        batch.puts.push((keys::object(bucket.value.id, input.key.as_bytes()), object.encode()));
         batch.puts.push((keys::manifest(id), Manifest { parts }.encode()));
-        let freed = match &old {
-            Some(old) => core.retire(&mut batch, &old.value.data).await?,
-            None => vec![],
-        };
+        let freed = core.supersede(&mut batch, &bucket.value, &input.key, old.as_ref(), &mut object).await?;
         let batch = close_upload(batch, upload.key, upload.seen.raw, id);
         match core.commit(batch).await {
             Ok(()) => {
                 core.reclaim.push(freed);
                 core.reclaim.push_cleanup(id);
-                return Ok(output(&input, &object));
+                return Ok(output(&input, &bucket.value, &object));
             }
             Err(MetaError::Conflict { .. }) => {}
             Err(e) => return Err(e.into()),
@@ -166,6 +163,9 @@ fn assemble(
         checksum,
         headers: record.headers.clone(),
         owner: caller.account().to_owned(),
+        tags: record.tags.clone(),
+        lock: record.lock,
+        ..Object::default()
     })
 }
 
@@ -201,7 +201,7 @@ fn check_whole(input: &CompleteMultipartUploadInput, ours: Option<&Checksum>) ->
     Ok(())
 }
 
-fn output(input: &CompleteMultipartUploadInput, object: &Object) -> CompleteMultipartUploadOutput {
+fn output(input: &CompleteMultipartUploadInput, bucket: &Bucket, object: &Object) -> CompleteMultipartUploadOutput {
     let sums = ChecksumFields::of(object.checksum.as_ref());
     CompleteMultipartUploadOutput {
         bucket: Some(input.bucket.clone()),
@@ -214,6 +214,7 @@ fn output(input: &CompleteMultipartUploadInput, object: &Object) -> CompleteMult
         checksum_sha1: sums.sha1,
         checksum_sha256: sums.sha256,
         checksum_type: sums.kind,
+        version_id: id_shown(bucket, object),
         ..Default::default()
     }
 }

@@ -57,7 +57,7 @@ impl ReadConditions {
 pub struct WriteConditions {
     /// If-Match.
     pub matches: Option<ETagCondition>,
-    /// If-None-Match; S3 knows `*` only.
+    /// If-None-Match.
     pub none_match: Option<ETagCondition>,
     /// x-amz-if-match-size (DELETE).
     pub size: Option<i64>,
@@ -67,16 +67,31 @@ pub struct WriteConditions {
 
 impl WriteConditions {
     /// If-Match and If-None-Match of a PUT, COPY or Complete.
-    pub fn new(matches: Option<ETagCondition>, none_match: Option<ETagCondition>) -> Result<Self> {
-        if matches!(&none_match, Some(c) if !c.is_any()) {
-            return Err(Error::new(Kind::NotImplemented, "If-None-Match with an ETag is not supported here; only *."));
-        }
-        Ok(Self { matches, none_match, size: None, modified: None })
+    pub fn new(matches: Option<ETagCondition>, none_match: Option<ETagCondition>) -> Self {
+        Self { matches, none_match, size: None, modified: None }
     }
 
-    /// Judges what is there now.
+    /// If-Match and If-None-Match on a copy's target, which `s3s` does not read for CopyObject.
+    pub fn of_copy(headers: &HeaderMap) -> Result<Self> {
+        let read = |name: http::HeaderName| match headers.get(&name) {
+            None => Ok(None),
+            Some(value) => ETagCondition::parse_http_header(value.as_bytes())
+                .map(Some)
+                .map_err(|_| Error::new(Kind::InvalidArgument, format!("The header {name} cannot be read."))),
+        };
+        Ok(Self::new(read(http::header::IF_MATCH)?, read(http::header::IF_NONE_MATCH)?))
+    }
+
+    /// True when there are none.
+    pub fn is_empty(&self) -> bool {
+        self.matches.is_none() && self.none_match.is_none() && self.size.is_none() && self.modified.is_none()
+    }
+
+    /// Judges what is there now. A delete marker is nothing, except to a DELETE, which passes it all the same.
     pub fn check(&self, current: Option<&Object>) -> Result<()> {
-        if self.none_match.is_some() && current.is_some() {
+        if let (Some(c), Some(object)) = (&self.none_match, current)
+            && matches(c, &object.etag())
+        {
             return Err(Kind::PreconditionFailed.into());
         }
         let wanted = self.matches.is_some() || self.size.is_some() || self.modified.is_some();
@@ -119,19 +134,9 @@ mod tests {
     use karri_base::clock::UnixMicros;
 
     use super::*;
-    use crate::record::{Data, Headers};
 
     fn object() -> Object {
-        Object {
-            size: 3,
-            modified: UnixMicros(1_000_000_900_000),
-            md5: [0xAB; 16],
-            parts: None,
-            data: Data::Empty,
-            checksum: None,
-            headers: Headers::default(),
-            owner: String::new(),
-        }
+        Object { size: 3, modified: UnixMicros(1_000_000_900_000), md5: [0xAB; 16], ..Object::default() }
     }
     fn tag(text: &str) -> Option<ETagCondition> {
         Some(ETagCondition::parse_http_header(text.as_bytes()).unwrap())
@@ -169,7 +174,7 @@ mod tests {
         let same = format!("\"{}\"", "ab".repeat(16));
         let check = |m: &str, n: &str, there: bool, want: Option<Kind>| {
             let parse = |t: &str| if t.is_empty() { None } else { tag(t) };
-            let c = WriteConditions::new(parse(m), parse(n)).unwrap();
+            let c = WriteConditions::new(parse(m), parse(n));
             let object = object();
             assert_eq!(c.check(there.then_some(&object)).err().map(|e| e.kind), want, "{m} {n} {there}");
         };
@@ -180,6 +185,8 @@ mod tests {
         check(&same, "", true, None);
         check("\"other\"", "", true, Some(Kind::PreconditionFailed));
         check(&same, "", false, Some(Kind::NoSuchKey));
-        assert!(WriteConditions::new(None, tag("\"other\"")).is_err());
+        check("", &same, true, Some(Kind::PreconditionFailed));
+        check("", &same, false, None);
+        check("", "\"other\"", true, None);
     }
 }

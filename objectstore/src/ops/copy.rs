@@ -3,16 +3,18 @@
 use futures_util::StreamExt;
 use karri_bulk::BulkStore;
 use s3s::S3Request;
-use s3s::dto::{CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, MetadataDirective};
+use s3s::dto::{CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, MetadataDirective, TaggingDirective};
 
 use crate::body::{self, Expected, Incoming, PUT_MAX, Stored};
 use crate::core::{Caller, CoreRef};
 use crate::digest::{Algorithm, ChecksumType};
 use crate::error::{Error, Kind, Result};
 use crate::ops::condition::{ReadConditions, WriteConditions};
-use crate::ops::get::{ChecksumFields, Found, Selection, Wanted, check_version, etag, loop_until_whole, timestamp};
+use crate::ops::get::{ChecksumFields, Found, Selection, Wanted, etag, loop_until_whole, timestamp};
 use crate::ops::put::{Target, check_key, object_headers, object_of, publish};
+use crate::ops::{lock, tagging};
 use crate::record::{Headers, Object};
+use crate::versions::Which;
 
 /// A copy's source, opened.
 pub struct Source {
@@ -35,8 +37,8 @@ pub async fn source<B: BulkStore>(
         return Err(Error::new(Kind::NotImplemented, "Copying from access points is not supported."));
     };
     check_key(key)?;
-    check_version(version_id.as_deref())?;
-    let wanted = Wanted { bucket, key, owner, conditions, selection, copying: true };
+    let which = Which::new(version_id.as_deref())?;
+    let wanted = Wanted { bucket, key, which, owner, conditions, selection, copying: true };
     let (found, outgoing) = loop_until_whole(core, caller, &wanted).await?;
     Ok(Source { found, body: outgoing.boxed_local() })
 }
@@ -63,8 +65,21 @@ pub async fn copy_object<B: BulkStore>(
         Some(_) => return Err(Error::new(Kind::InvalidArgument, "Unknown metadata directive.")),
     };
     let attributes = object_headers(&headers, input.metadata.as_ref(), input.expires.as_ref())?;
-    let same = matches!(&input.copy_source, CopySource::Bucket { bucket, key, .. }
+    let same = matches!(&input.copy_source, CopySource::Bucket { bucket, key, version_id: None }
         if **bucket == *input.bucket && **key == *input.key);
+    let replace_tags = match input.tagging_directive.as_ref().map(TaggingDirective::as_str) {
+        None | Some(TaggingDirective::COPY) => false,
+        Some(TaggingDirective::REPLACE) => true,
+        Some(_) => return Err(Error::new(Kind::InvalidArgument, "Unknown tagging directive.")),
+    };
+    let tags = tagging::of_header(input.tagging.as_deref())?;
+    let lock = lock::asked(
+        &bucket.value,
+        core.now(),
+        input.object_lock_mode.as_ref(),
+        input.object_lock_retain_until_date.as_ref(),
+        input.object_lock_legal_hold_status.as_ref(),
+    )?;
     if same && !replace && attributes.storage_class.is_none() && attributes.website_redirect.is_none() {
         return Err(Error::new(
             Kind::InvalidRequest,
@@ -96,7 +111,9 @@ pub async fn copy_object<B: BulkStore>(
     let keep = asked.or(of_source).unwrap_or(Algorithm::Crc64Nvme);
     let expected = Expected { len: Some(from.size), keep: Some(keep), ..Expected::default() };
     let received = body::receive(core, source.body, &expected).await?;
-    let object = object_of(core, caller, &received, &expected, kept);
+    let mut object = object_of(core, caller, &received, &expected, kept);
+    object.lock = lock;
+    object.tags = if replace_tags { tags } else { from.tags.clone() };
     if let (Some(before), Some(after)) = (&from.checksum, &object.checksum)
         && (before.algorithm, before.kind) == (after.algorithm, after.kind)
         && before.value != after.value
@@ -104,7 +121,8 @@ pub async fn copy_object<B: BulkStore>(
         return Err(Error::new(Kind::InternalError, "The source's data does not match its checksum."));
     }
     let target = Target { caller, bucket: &input.bucket, key: &input.key, owner };
-    publish(core, &target, bucket, &WriteConditions::default(), &object, &received.stored).await?;
+    let conditions = WriteConditions::of_copy(&headers)?;
+    let version_id = publish(core, &target, bucket, &conditions, &mut object, &received.stored).await?;
     drop::<Stored<B>>(received.stored);
     let sums = ChecksumFields::of(object.checksum.as_ref());
     Ok(CopyObjectOutput {
@@ -118,6 +136,8 @@ pub async fn copy_object<B: BulkStore>(
             checksum_sha256: sums.sha256,
             checksum_type: sums.kind,
         }),
+        version_id,
+        copy_source_version_id: source.found.version_id,
         ..Default::default()
     })
 }

@@ -1,4 +1,7 @@
 //! DeleteObject and DeleteObjects.
+//!
+//! Without a version id a DELETE makes a delete marker where the bucket keeps versions, and takes the object away where it
+//! does not. With one it takes that version away for good, unless object lock forbids it.
 
 use futures_util::stream::{self, StreamExt};
 use karri_bulk::BulkStore;
@@ -8,17 +11,27 @@ use s3s::dto::{
     Error as DeleteError,
 };
 
-use crate::core::{Access, Caller, CoreRef, RETRIES};
-use crate::error::{Kind, Result};
-use crate::keys::{self, BucketId};
+use crate::core::{Access, Caller, CoreRef, RETRIES, Seen};
+use crate::error::{Error, Kind, Result};
+use crate::keys;
 use crate::ops::condition::WriteConditions;
-use crate::ops::get::check_version;
-use crate::ops::put::check_key;
+use crate::ops::put::{Target, check_key, replace};
+use crate::record::{Bucket, Object, Versioning};
+use crate::versions::Which;
 
 /// Keys in one DeleteObjects.
 const KEYS_MAX: usize = 1_000;
 /// Deletes under way at once for one DeleteObjects: they share the store's group commits.
 const AT_ONCE: usize = 64;
+
+/// What a DELETE did.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+struct Done {
+    /// A delete marker was made, or taken away.
+    marker: bool,
+    /// The version made or taken away.
+    version_id: Option<String>,
+}
 
 /// DeleteObject. An absent object is no error.
 pub async fn delete_object<B: BulkStore>(
@@ -26,16 +39,23 @@ pub async fn delete_object<B: BulkStore>(
     caller: &Caller,
     input: DeleteObjectInput,
 ) -> Result<DeleteObjectOutput> {
-    check_version(input.version_id.as_deref())?;
+    let which = Which::new(input.version_id.as_deref())?;
     let conditions = WriteConditions {
         matches: input.if_match,
         none_match: None,
         size: input.if_match_size,
         modified: input.if_match_last_modified_time,
     };
-    let bucket = core.bucket(caller, &input.bucket, input.expected_bucket_owner.as_deref(), Access::Write).await?;
-    remove(core, bucket.value.id, &input.key, &conditions).await?;
-    Ok(DeleteObjectOutput::default())
+    let owner = input.expected_bucket_owner.as_deref();
+    let bucket = core.bucket(caller, &input.bucket, owner, Access::Write).await?;
+    let target = Target { caller, bucket: &input.bucket, key: &input.key, owner };
+    let bypass = input.bypass_governance_retention.unwrap_or(false);
+    let done = remove(core, &target, bucket, which, &conditions, bypass).await?;
+    Ok(DeleteObjectOutput {
+        delete_marker: done.marker.then_some(true),
+        version_id: done.version_id,
+        ..Default::default()
+    })
 }
 
 /// DeleteObjects: each key for itself.
@@ -48,8 +68,10 @@ pub async fn delete_objects<B: BulkStore>(
     if objects.is_empty() || objects.len() > KEYS_MAX {
         return Err(Kind::MalformedXml.into());
     }
-    let bucket = core.bucket(caller, &input.bucket, input.expected_bucket_owner.as_deref(), Access::Write).await?;
-    let id = bucket.value.id;
+    let owner = input.expected_bucket_owner.as_deref();
+    let bucket = &core.bucket(caller, &input.bucket, owner, Access::Write).await?;
+    let bypass = input.bypass_governance_retention.unwrap_or(false);
+    let name = input.bucket.as_str();
     let outcomes = stream::iter(objects.into_iter().map(|object| async move {
         let conditions = WriteConditions {
             matches: object.e_tag.map(ETagCondition::ETag),
@@ -59,8 +81,9 @@ pub async fn delete_objects<B: BulkStore>(
         };
         let outcome = async {
             check_key(&object.key)?;
-            check_version(object.version_id.as_deref())?;
-            remove(core, id, &object.key, &conditions).await
+            let which = Which::new(object.version_id.as_deref())?;
+            let target = Target { caller, bucket: name, key: &object.key, owner };
+            remove(core, &target, bucket.clone(), which, &conditions, bypass).await
         };
         (outcome.await, object.key, object.version_id)
     }));
@@ -69,8 +92,13 @@ pub async fn delete_objects<B: BulkStore>(
     let (mut deleted, mut errors) = (Vec::new(), Vec::new());
     for (outcome, key, version_id) in outcomes {
         match outcome {
-            Ok(()) if quiet => {}
-            Ok(()) => deleted.push(DeletedObject { key: Some(key), version_id, ..Default::default() }),
+            Ok(_) if quiet => {}
+            Ok(done) => deleted.push(DeletedObject {
+                key: Some(key),
+                delete_marker: done.marker.then_some(true),
+                delete_marker_version_id: done.version_id.filter(|_| done.marker),
+                version_id,
+            }),
             Err(e) => errors.push(DeleteError {
                 code: Some(e.kind.code().into()),
                 key: Some(key),
@@ -86,27 +114,76 @@ pub async fn delete_objects<B: BulkStore>(
     })
 }
 
+/// One DELETE. `bucket` is as it was seen last.
 async fn remove<B: BulkStore>(
     core: &CoreRef<B>,
-    bucket: BucketId,
-    key: &str,
+    target: &Target<'_>,
+    mut bucket: Seen<Bucket>,
+    which: Which,
     conditions: &WriteConditions,
-) -> Result<()> {
+    bypass: bool,
+) -> Result<Done> {
     for _ in 0..RETRIES {
-        let Some(old) = core.object(bucket, key).await? else {
-            // S3 says 404 to a condition on nothing, and success to a plain DELETE.
-            return conditions.check(None);
+        let (mut batch, freed, done) = match (which, bucket.value.versioning) {
+            (Which::Current, Versioning::Enabled | Versioning::Suspended) => {
+                let old = core.object(bucket.value.id, target.key).await?;
+                match &old {
+                    // Nothing is there that the condition could be about: a repeat of a DELETE that succeeded.
+                    None if !conditions.is_empty() => return Ok(Done::default()),
+                    old => conditions.check(old.as_ref().map(|o| &o.value))?,
+                }
+                // A DeleteBucket that looks whether the bucket is empty must notice.
+                if bucket.value.deleting {
+                    bucket = core.bucket_to_fill(target.caller, target.bucket, target.owner).await?;
+                    continue;
+                }
+                let mut marker = Object {
+                    modified: core.now(),
+                    owner: target.caller.account().to_owned(),
+                    marker: true,
+                    ..Object::default()
+                };
+                let mut batch = replace(target, &bucket, old.as_ref());
+                let freed = core.supersede(&mut batch, &bucket.value, target.key, old.as_ref(), &mut marker).await?;
+                (batch, freed, Done { marker: true, version_id: Some(marker.version_text()) })
+            }
+            (Which::Current, Versioning::Never) => {
+                let Some(old) = core.object(bucket.value.id, target.key).await? else { return Ok(Done::default()) };
+                conditions.check(Some(&old.value))?;
+                let object_key = keys::object(bucket.value.id, target.key.as_bytes());
+                let mut batch = Batch::new().check(object_key.clone(), Some(old.raw)).del(object_key);
+                let freed = core.retire(&mut batch, &old.value.data).await?;
+                (batch, freed, Done::default())
+            }
+            (Which::Null | Which::Id(_), _) => {
+                let version_id = Some(if let Which::Id(id) = which { id.to_hex() } else { "null".into() });
+                let Some(at) = core.version(bucket.value.id, target.key, which).await? else {
+                    return Ok(Done { marker: false, version_id });
+                };
+                conditions.check(Some(&at.seen.value))?;
+                if at.seen.value.lock.forbids_deletion(core.now(), bypass) {
+                    return Err(Error::new(
+                        Kind::AccessDenied,
+                        "Access Denied because object protected by object lock.",
+                    ));
+                }
+                let mut batch = Batch::new();
+                let freed = core.take_away(&mut batch, bucket.value.id, target.key, &at).await?;
+                (batch, freed, Done { marker: at.seen.value.marker, version_id })
+            }
         };
-        conditions.check(Some(&old.value))?;
-        let object_key = keys::object(bucket, key.as_bytes());
-        let mut batch = Batch::new().check(object_key.clone(), Some(old.raw.clone())).del(object_key);
-        let freed = core.retire(&mut batch, &old.value.data).await?;
+        // Whether versions are kept must not change in between.
+        if batch.checks.iter().all(|(key, _)| *key != keys::bucket(target.bucket)) && which == Which::Current {
+            batch.checks.push((keys::bucket(target.bucket), Some(bucket.raw.clone())));
+        }
         match core.commit(batch).await {
             Ok(()) => {
                 core.reclaim.push(freed);
-                return Ok(());
+                return Ok(done);
             }
-            Err(MetaError::Conflict { .. }) => {}
+            Err(MetaError::Conflict { .. }) => {
+                bucket = core.bucket(target.caller, target.bucket, target.owner, Access::Write).await?;
+            }
             Err(e) => return Err(e.into()),
         }
     }

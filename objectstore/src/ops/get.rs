@@ -5,9 +5,10 @@ use std::ops::Range as Span;
 use http::{HeaderMap, HeaderValue};
 use karri_base::clock::UnixMicros;
 use karri_bulk::BulkStore;
+use s3s::S3Response;
 use s3s::dto::{
-    ChecksumMode, ChecksumType as DtoChecksumType, ETag, GetObjectInput, GetObjectOutput, GetObjectTaggingInput,
-    GetObjectTaggingOutput, HeadObjectInput, HeadObjectOutput, Metadata, Range, StorageClass, Timestamp,
+    ChecksumMode, ChecksumType as DtoChecksumType, ETag, GetObjectInput, GetObjectOutput, HeadObjectInput,
+    HeadObjectOutput, Metadata, Range, StorageClass, Timestamp,
 };
 use time::OffsetDateTime;
 
@@ -16,7 +17,9 @@ use crate::core::{Access, Caller, CoreRef, Seen};
 use crate::digest::{Algorithm, Checksum};
 use crate::error::{Error, Kind, Result};
 use crate::ops::condition::ReadConditions;
+use crate::ops::lock;
 use crate::record::{Data, Headers, Manifest, Object, Part};
+use crate::versions::{Which, id_shown};
 
 /// Times that a record is read again because its data went away under a reader.
 const RETRIES: usize = 20;
@@ -27,7 +30,7 @@ pub async fn get_object<B: BulkStore>(
     caller: &Caller,
     input: GetObjectInput,
 ) -> Result<GetObjectOutput> {
-    check_version(input.version_id.as_deref())?;
+    let which = Which::new(input.version_id.as_deref())?;
     let conditions = ReadConditions {
         matches: input.if_match,
         none_match: input.if_none_match,
@@ -41,6 +44,7 @@ pub async fn get_object<B: BulkStore>(
         &Wanted {
             bucket: &input.bucket,
             key: &input.key,
+            which,
             owner: input.expected_bucket_owner.as_deref(),
             conditions: &conditions,
             selection: &selection,
@@ -53,6 +57,7 @@ pub async fn get_object<B: BulkStore>(
     let sums = ChecksumFields::asked(input.checksum_mode.as_ref(), found.checksum.as_ref());
     core.shared.metrics.sent(found.span.end - found.span.start);
     let h = object.headers.clone();
+    let (object_lock_mode, object_lock_retain_until_date, object_lock_legal_hold_status) = lock::fields(&object);
     Ok(GetObjectOutput {
         accept_ranges: Some("bytes".into()),
         body: Some(outgoing.into_blob()),
@@ -74,7 +79,12 @@ pub async fn get_object<B: BulkStore>(
         last_modified: timestamp(object.modified),
         metadata: metadata(&object.headers),
         parts_count: found.parts_count,
+        object_lock_mode,
+        object_lock_retain_until_date,
+        object_lock_legal_hold_status,
         storage_class: h.storage_class.map(StorageClass::from),
+        tag_count: tag_count(&object),
+        version_id: found.version_id,
         website_redirect_location: h.website_redirect,
         ..Default::default()
     })
@@ -85,8 +95,8 @@ pub async fn head_object<B: BulkStore>(
     core: &CoreRef<B>,
     caller: &Caller,
     input: HeadObjectInput,
-) -> Result<HeadObjectOutput> {
-    check_version(input.version_id.as_deref())?;
+) -> Result<S3Response<HeadObjectOutput>> {
+    let which = Which::new(input.version_id.as_deref())?;
     let conditions = ReadConditions {
         matches: input.if_match,
         none_match: input.if_none_match,
@@ -97,17 +107,20 @@ pub async fn head_object<B: BulkStore>(
     let wanted = Wanted {
         bucket: &input.bucket,
         key: &input.key,
+        which,
         owner: input.expected_bucket_owner.as_deref(),
         conditions: &conditions,
         selection: &selection,
         copying: false,
     };
-    let seen = find(core, caller, &wanted).await?;
+    let (seen, version_id) = find(core, caller, &wanted).await?;
     let found = locate(core, seen.value, &selection, false).await?.ok_or(Kind::NoSuchKey)?;
     let object = found.object;
     let sums = ChecksumFields::asked(input.checksum_mode.as_ref(), found.checksum.as_ref());
     let h = object.headers.clone();
-    Ok(HeadObjectOutput {
+    let (object_lock_mode, object_lock_retain_until_date, object_lock_legal_hold_status) = lock::fields(&object);
+    let tags = tag_count(&object);
+    let mut response = S3Response::new(HeadObjectOutput {
         accept_ranges: Some("bytes".into()),
         cache_control: h.cache_control,
         checksum_crc32: sums.crc32,
@@ -127,23 +140,18 @@ pub async fn head_object<B: BulkStore>(
         last_modified: timestamp(object.modified),
         metadata: metadata(&object.headers),
         parts_count: found.parts_count,
+        object_lock_mode,
+        object_lock_retain_until_date,
+        object_lock_legal_hold_status,
         storage_class: h.storage_class.map(StorageClass::from),
+        version_id,
         website_redirect_location: h.website_redirect,
         ..Default::default()
-    })
-}
-
-/// GetObjectTagging: no object has tags yet. aws cli asks before it copies in parts.
-pub async fn get_object_tagging<B: BulkStore>(
-    core: &CoreRef<B>,
-    caller: &Caller,
-    input: GetObjectTaggingInput,
-) -> Result<GetObjectTaggingOutput> {
-    check_version(input.version_id.as_deref())?;
-    let owner = input.expected_bucket_owner.as_deref();
-    let bucket = core.bucket(caller, &input.bucket, owner, Access::Read).await?;
-    core.object(bucket.value.id, &input.key).await?.ok_or(Kind::NoSuchKey)?;
-    Ok(GetObjectTaggingOutput::default())
+    });
+    if let Some(count) = tags {
+        response.headers.insert("x-amz-tagging-count", count.into());
+    }
+    Ok(response)
 }
 
 /// What S3 says of an object that came without a Content-Type.
@@ -155,6 +163,8 @@ pub struct Wanted<'a> {
     pub bucket: &'a str,
     /// The object's key.
     pub key: &'a str,
+    /// Which version of it.
+    pub which: Which,
     /// x-amz-expected-bucket-owner.
     pub owner: Option<&'a str>,
     /// Judged on the record that is read.
@@ -166,11 +176,18 @@ pub struct Wanted<'a> {
 }
 
 /// The object's record, if the caller may read it and the conditions hold.
-pub async fn find<B: BulkStore>(core: &CoreRef<B>, caller: &Caller, wanted: &Wanted<'_>) -> Result<Seen<Object>> {
+///
+/// With it `x-amz-version-id`, where the bucket has versions.
+pub async fn find<B: BulkStore>(
+    core: &CoreRef<B>,
+    caller: &Caller,
+    wanted: &Wanted<'_>,
+) -> Result<(Seen<Object>, Option<String>)> {
     let bucket = core.bucket(caller, wanted.bucket, wanted.owner, Access::Read).await?;
-    let seen = core.object(bucket.value.id, wanted.key).await?.ok_or(Kind::NoSuchKey)?;
+    let seen = core.version_to_read(bucket.value.id, wanted.key, wanted.which).await?.seen;
     wanted.conditions.check(&seen.value, wanted.copying)?;
-    Ok(seen)
+    let shown = id_shown(&bucket.value, &seen.value);
+    Ok((seen, shown))
 }
 
 /// Finds an object and opens its data; reads the record again when the data went away in between.
@@ -180,14 +197,15 @@ pub async fn loop_until_whole<B: BulkStore>(
     wanted: &Wanted<'_>,
 ) -> Result<(Found, Outgoing)> {
     for _ in 0..RETRIES {
-        let seen = find(core, caller, wanted).await?;
+        let (seen, version_id) = find(core, caller, wanted).await?;
         let raw = seen.raw.clone();
         let Some(found) = locate(core, seen.value, wanted.selection, true).await? else { continue };
+        let found = Found { version_id, ..found };
         match body::open(core, found.pieces.clone()).await? {
             Ok(outgoing) => return Ok((found, outgoing)),
             Err(body::Gone) => {
                 // Still named by the same record: then it is not a race but a loss, and must not look like one.
-                let again = find(core, caller, wanted).await?;
+                let (again, _) = find(core, caller, wanted).await?;
                 if again.raw == raw {
                     return Err(Error::new(Kind::InternalError, "The object's data is missing from the store."));
                 }
@@ -243,6 +261,8 @@ pub struct Found {
     pub parts_count: Option<i32>,
     /// Where the bytes are.
     pub pieces: Vec<Piece>,
+    /// x-amz-version-id, where the bucket has versions.
+    pub version_id: Option<String>,
 }
 
 /// Finds the bytes; `None` when the manifest is gone.
@@ -282,7 +302,7 @@ pub async fn locate<B: BulkStore>(
     let partial = !matches!(selection, Selection::Whole) && size > 0;
     let content_range = partial.then(|| format!("bytes {}-{}/{size}", span.start, span.end - 1));
     let pieces = if data { pieces(&object.data, manifest.as_ref(), &span) } else { vec![] };
-    Ok(Some(Found { object, span, content_range, checksum, parts_count, pieces }))
+    Ok(Some(Found { object, span, content_range, checksum, parts_count, pieces, version_id: None }))
 }
 
 fn not_satisfiable(size: u64) -> Error {
@@ -328,12 +348,8 @@ pub fn pieces(data: &Data, manifest: Option<&Manifest>, span: &Span<u64>) -> Vec
     out
 }
 
-/// Until versions are kept, `null` is the one there is.
-pub fn check_version(version: Option<&str>) -> Result<()> {
-    match version {
-        None | Some("null" | "") => Ok(()),
-        Some(_) => Err(Kind::NoSuchVersion.into()),
-    }
+fn tag_count(object: &Object) -> Option<i32> {
+    i32::try_from(object.tags.0.len()).ok().filter(|n| *n > 0)
 }
 
 /// An object's ETag.

@@ -112,7 +112,8 @@ async fn walk<B: BulkStore>(
         // A start at or past the end: nothing.
         let found =
             if range.start < range.end { core.meta.scan(Scan { range, limit, reverse: false }).await? } else { vec![] };
-        walk.feed(found.into_iter().map(|(key, value)| (key.slice(before.len()..), value)));
+        let found = found.into_iter().map(|(key, value)| (key.slice(before.len()..), value));
+        walk.feed_shown(found, |raw| Ok::<_, Error>(!Object::decode(raw)?.marker))?;
     }
     Ok(walk.finish())
 }

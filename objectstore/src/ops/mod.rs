@@ -1,5 +1,6 @@
 //! The operations, one file per verb family, named as AWS names them. [`crate::api`] maps `s3s`'s types onto them.
 
+pub mod attributes;
 pub mod bucket;
 pub mod complete;
 pub mod condition;
@@ -7,5 +8,9 @@ pub mod copy;
 pub mod delete;
 pub mod get;
 pub mod list_objects;
+pub mod list_versions;
+pub mod lock;
 pub mod multipart;
 pub mod put;
+pub mod tagging;
+pub mod versioning;

@@ -24,10 +24,10 @@ use crate::keys::{self, BucketId, DataId};
 use crate::list::common_prefix;
 use crate::ops::bucket::owner;
 use crate::ops::condition::ReadConditions;
-use crate::ops::copy;
 use crate::ops::get::{ChecksumFields, Selection, timestamp};
 use crate::ops::list_objects::{Encode, page};
 use crate::ops::put::{check_key, object_headers};
+use crate::ops::{copy, lock, tagging};
 use crate::reclaim::close_upload;
 use crate::record::{Data, Part, Upload};
 
@@ -55,6 +55,16 @@ pub async fn create_multipart_upload<B: BulkStore>(
             "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.",
         ));
     }
+    let tags = tagging::of_header(input.tagging.as_deref())?;
+    let expected_owner = input.expected_bucket_owner.as_deref();
+    let bucket = core.bucket(caller, &input.bucket, expected_owner, Access::Write).await?;
+    let lock = lock::asked(
+        &bucket.value,
+        core.now(),
+        input.object_lock_mode.as_ref(),
+        input.object_lock_retain_until_date.as_ref(),
+        input.object_lock_legal_hold_status.as_ref(),
+    )?;
     let upload = Upload {
         initiated: core.now(),
         owner: caller.account().to_owned(),
@@ -63,6 +73,8 @@ pub async fn create_multipart_upload<B: BulkStore>(
         checksum_type,
         implicit: asked.is_none(),
         headers: attributes,
+        tags,
+        lock,
     };
     let record = upload.encode();
     for _ in 0..RETRIES {
@@ -210,6 +222,7 @@ pub async fn upload_part_copy<B: BulkStore>(
     };
     let source_owner = input.expected_source_bucket_owner.as_deref();
     let source = copy::source(core, caller, &input.copy_source, source_owner, &conditions, &selection).await?;
+    let copy_source_version_id = source.found.version_id.clone();
     let span = source.found.span.clone();
     // Where a GET cuts a range at the object's end, a copy refuses it.
     if let Selection::Range(Range::Int { last: Some(last), .. }) = selection
@@ -238,6 +251,7 @@ pub async fn upload_part_copy<B: BulkStore>(
             checksum_sha1: sums.sha1,
             checksum_sha256: sums.sha256,
         }),
+        copy_source_version_id,
         ..Default::default()
     })
 }

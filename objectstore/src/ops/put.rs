@@ -14,7 +14,9 @@ use crate::error::{Error, Kind, Result};
 use crate::keys;
 use crate::ops::condition::WriteConditions;
 use crate::ops::get::{ChecksumFields, etag};
+use crate::ops::{lock, tagging};
 use crate::record::{Bucket, Headers, Object};
+use crate::versions::id_shown;
 
 /// User metadata's limit, names and values together.
 const METADATA_MAX: usize = 2 << 10;
@@ -32,16 +34,26 @@ pub async fn put_object<B: BulkStore>(
     // Before a byte is read: who may, and is there a bucket.
     let bucket = core.bucket_to_fill(caller, &input.bucket, input.expected_bucket_owner.as_deref()).await?;
     let attributes = object_headers(&headers, input.metadata.as_ref(), input.expires.as_ref())?;
-    let conditions = WriteConditions::new(input.if_match, input.if_none_match)?;
+    let tags = tagging::of_header(input.tagging.as_deref())?;
+    let lock = lock::asked(
+        &bucket.value,
+        core.now(),
+        input.object_lock_mode.as_ref(),
+        input.object_lock_retain_until_date.as_ref(),
+        input.object_lock_legal_hold_status.as_ref(),
+    )?;
+    let conditions = WriteConditions::new(input.if_match, input.if_none_match);
     let mut expected = Expected::of(&headers, input.content_length, trailing_headers)?;
     expected.keep.get_or_insert(Algorithm::Crc64Nvme);
     let received = body::receive(core, body::incoming(input.body), &expected).await?;
-    let object = object_of(core, caller, &received, &expected, attributes);
+    let mut object = object_of(core, caller, &received, &expected, attributes);
+    (object.tags, object.lock) = (tags, lock);
     let target =
         Target { caller, bucket: &input.bucket, key: &input.key, owner: input.expected_bucket_owner.as_deref() };
-    publish(core, &target, bucket, &conditions, &object, &received.stored).await?;
+    let version_id = publish(core, &target, bucket, &conditions, &mut object, &received.stored).await?;
     let sums = ChecksumFields::of(object.checksum.as_ref());
     Ok(PutObjectOutput {
+        version_id,
         e_tag: Some(etag(&object)),
         checksum_crc32: sums.crc32,
         checksum_crc32c: sums.crc32c,
@@ -70,6 +82,7 @@ pub fn object_of<B: BulkStore>(
         checksum: expected.keep.and_then(|a| received.digests.checksum(a)),
         headers,
         owner: caller.account().to_owned(),
+        ..Object::default()
     }
 }
 
@@ -86,29 +99,25 @@ pub struct Target<'a> {
 }
 
 /// Makes an object current: one commit that checks the bucket (as it was seen last), the conditions and what it replaces.
+/// Answers its `x-amz-version-id`, where the bucket has versions.
 pub async fn publish<B: BulkStore>(
     core: &CoreRef<B>,
     target: &Target<'_>,
     mut bucket: Seen<Bucket>,
     conditions: &WriteConditions,
-    object: &Object,
+    object: &mut Object,
     stored: &Stored<B>,
-) -> Result<()> {
-    let record = object.encode();
+) -> Result<Option<String>> {
     for _ in 0..RETRIES {
         let old = core.object(bucket.value.id, target.key).await?;
-        conditions.check(old.as_ref().map(|o| &o.value))?;
+        conditions.check(old.as_ref().map(|o| &o.value).filter(|o| !o.marker))?;
         let mut batch = replace(target, &bucket, old.as_ref());
-        batch.puts.push((keys::object(bucket.value.id, target.key.as_bytes()), record.clone()));
         stored.name(&mut batch);
-        let freed = match &old {
-            Some(old) => core.retire(&mut batch, &old.value.data).await?,
-            None => vec![],
-        };
+        let freed = core.supersede(&mut batch, &bucket.value, target.key, old.as_ref(), object).await?;
         match stored.commit(core, batch).await {
             Ok(()) => {
                 core.reclaim.push(freed);
-                return Ok(());
+                return Ok(id_shown(&bucket.value, object));
             }
             Err(MetaError::Conflict { .. }) => {
                 bucket = core.bucket_to_fill(target.caller, target.bucket, target.owner).await?;

@@ -4,6 +4,7 @@
 //! grow by new tags (see [`codec`]); readers accept this version and older ones.
 
 pub mod codec;
+pub mod state;
 
 use bytes::Bytes;
 use karri_base::clock::UnixMicros;
@@ -12,6 +13,7 @@ use karri_bulk::BlobId;
 use crate::digest::{Algorithm, Checksum, ChecksumType};
 use crate::keys::{BucketId, DataId};
 use codec::{Damage, Fields, Writer, array, number, text, unknown, wanted};
+pub use state::{BucketLock, Mode, ObjectLock, Period, Retention, Tags, Versioning};
 
 /// `B`: a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,9 +30,13 @@ pub struct Bucket {
     pub deleting: bool,
     /// Counts those clearings and settings, so that no two states of a bucket have equal bytes.
     pub fence: u64,
+    /// Whether it keeps versions.
+    pub versioning: Versioning,
+    /// Object lock, once it is enabled.
+    pub lock: Option<BucketLock>,
 }
 
-/// `O`: an object's current version.
+/// `O`: an object's current version; `V`: an older one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Object {
     /// Bytes.
@@ -49,9 +55,43 @@ pub struct Object {
     pub headers: Headers,
     /// The account that wrote it.
     pub owner: String,
+    /// This version's id; `None` is the version that clients know as `null`.
+    pub version: Option<DataId>,
+    /// A delete marker: the object is deleted, and this says since when.
+    pub marker: bool,
+    /// In `O`: when the null version among the older ones was written, if there is one.
+    pub null_at: Option<UnixMicros>,
+    /// Its tags, in the order in which they were given.
+    pub tags: Tags,
+    /// Retention and legal hold.
+    pub lock: ObjectLock,
+}
+
+impl Default for Object {
+    fn default() -> Self {
+        Self {
+            size: 0,
+            modified: UnixMicros(0),
+            md5: [0; 16],
+            parts: None,
+            data: Data::Empty,
+            checksum: None,
+            headers: Headers::default(),
+            owner: String::new(),
+            version: None,
+            marker: false,
+            null_at: None,
+            tags: Tags::default(),
+            lock: ObjectLock::default(),
+        }
+    }
 }
 
 impl Object {
+    /// The version's id as clients know it.
+    pub fn version_text(&self) -> String {
+        self.version.map_or_else(|| "null".into(), DataId::to_hex)
+    }
     /// The ETag without quotes.
     pub fn etag(&self) -> String {
         match self.parts {
@@ -114,6 +154,10 @@ pub struct Upload {
     pub implicit: bool,
     /// For the object.
     pub headers: Headers,
+    /// For the object.
+    pub tags: Tags,
+    /// For the object.
+    pub lock: ObjectLock,
 }
 
 /// `P`: a part of an open upload; and a line of `M`.
@@ -152,12 +196,17 @@ impl Bucket {
             w.field(5, &[]);
         }
         w.number(6, self.fence);
+        self.versioning.write(&mut w);
+        if let Some(lock) = &self.lock {
+            lock.write(&mut w);
+        }
         w.finish()
     }
     /// From what is stored.
     pub fn decode(record: &[u8]) -> Result<Self, Damage> {
         let mut fields = Fields::open(b'B', record)?;
         let (mut id, mut owner, mut created, mut region, mut deleting, mut fence) = (None, None, None, None, false, 0);
+        let (mut versioning, mut lock) = (Versioning::Never, None);
         while let Some((tag, bytes)) = fields.pull()? {
             match tag {
                 1 => id = Some(BucketId(number(tag, bytes)?)),
@@ -166,6 +215,8 @@ impl Bucket {
                 4 => region = Some(text(tag, bytes)?),
                 5 => deleting = true,
                 6 => fence = number(tag, bytes)?,
+                7 => versioning = Versioning::read(bytes)?,
+                8 => lock = Some(BucketLock::read(bytes)?),
                 _ => unknown(tag)?,
             }
         }
@@ -176,6 +227,8 @@ impl Bucket {
             region: wanted(4, region)?,
             deleting,
             fence,
+            versioning,
+            lock,
         })
     }
 }
@@ -191,6 +244,17 @@ impl Object {
         put_checksum(&mut w, self.checksum.as_ref());
         w.field(6, self.owner.as_bytes());
         self.headers.write(&mut w);
+        if let Some(id) = self.version {
+            w.field(25, &id.0);
+        }
+        if self.marker {
+            w.field(26, &[]);
+        }
+        if let Some(at) = self.null_at {
+            w.number(27, at.0);
+        }
+        self.tags.write(&mut w);
+        self.lock.write(&mut w);
         w.finish()
     }
     /// From what is stored.
@@ -198,6 +262,8 @@ impl Object {
         let mut fields = Fields::open(b'O', record)?;
         let (mut size, mut modified, mut md5, mut data, mut checksum, mut owner) = (None, None, None, None, None, None);
         let mut headers = Headers::default();
+        let (mut version, mut marker, mut null_at) = (None, false, None);
+        let (mut tags, mut lock) = (Tags::default(), ObjectLock::default());
         while let Some((tag, bytes)) = fields.pull()? {
             match tag {
                 1 => size = Some(number(tag, bytes)?),
@@ -206,7 +272,10 @@ impl Object {
                 4 => data = Some(get_data(bytes)?),
                 5 => checksum = Some(get_checksum(bytes)?),
                 6 => owner = Some(text(tag, bytes)?),
-                _ if headers.read(tag, bytes)? => {}
+                25 => version = Some(DataId(array(tag, bytes)?)),
+                26 => marker = true,
+                27 => null_at = Some(UnixMicros(number(tag, bytes)?)),
+                _ if headers.read(tag, bytes)? || tags.read(tag, bytes)? || lock.read(tag, bytes)? => {}
                 _ => unknown(tag)?,
             }
         }
@@ -220,6 +289,11 @@ impl Object {
             checksum,
             headers,
             owner: wanted(6, owner)?,
+            version,
+            marker,
+            null_at,
+            tags,
+            lock,
         })
     }
 }
@@ -233,6 +307,8 @@ impl Upload {
         w.field(7, self.initiator.as_bytes());
         w.field(8, &[self.algorithm.code(), self.checksum_type.code(), self.implicit.into()]);
         self.headers.write(&mut w);
+        self.tags.write(&mut w);
+        self.lock.write(&mut w);
         w.finish()
     }
     /// From what is stored.
@@ -240,6 +316,7 @@ impl Upload {
         let mut fields = Fields::open(b'U', record)?;
         let (mut initiated, mut owner, mut initiator, mut checksum) = (None, None, None, None);
         let mut headers = Headers::default();
+        let (mut tags, mut lock) = (Tags::default(), ObjectLock::default());
         while let Some((tag, bytes)) = fields.pull()? {
             match tag {
                 2 => initiated = Some(UnixMicros(number(tag, bytes)?)),
@@ -250,7 +327,7 @@ impl Upload {
                     let algorithm = Algorithm::from_code(algorithm).ok_or(NO_ALGORITHM)?;
                     checksum = Some((algorithm, ChecksumType::from_code(kind).ok_or(NO_ALGORITHM)?, implicit != 0));
                 }
-                _ if headers.read(tag, bytes)? => {}
+                _ if headers.read(tag, bytes)? || tags.read(tag, bytes)? || lock.read(tag, bytes)? => {}
                 _ => unknown(tag)?,
             }
         }
@@ -263,6 +340,8 @@ impl Upload {
             checksum_type,
             implicit,
             headers,
+            tags,
+            lock,
         })
     }
 }
@@ -458,6 +537,20 @@ mod tests {
                 ..Headers::default()
             },
             owner: "000000000000".into(),
+            ..Object::default()
+        }
+    }
+
+    fn version_example() -> Object {
+        Object {
+            version: Some(DataId([0x22; 16])),
+            null_at: Some(UnixMicros(7)),
+            tags: Tags(vec![("k".into(), "v".into())]),
+            lock: ObjectLock {
+                retention: Some(Retention { mode: Mode::Compliance, until: UnixMicros(1_700_000_000_000_000) }),
+                hold: Some(true),
+            },
+            ..example()
         }
     }
 
@@ -469,6 +562,13 @@ mod tests {
             block.lines().flat_map(|l| l.split('|').next()).collect::<String>().split_whitespace().collect();
         assert_eq!(hex::encode(example().encode()), digits);
         assert_eq!(Object::decode(&hex::decode(digits).unwrap()).unwrap(), example());
+        // What a version has more, below it on the page: the record's last fields.
+        let block = page.split("```hex\n").nth(2).and_then(|b| b.split("```").next()).expect("a second hex block");
+        let more: String =
+            block.lines().flat_map(|l| l.split('|').next()).collect::<String>().split_whitespace().collect();
+        let encoded = hex::encode(version_example().encode());
+        assert!(encoded.ends_with(&more), "{encoded}");
+        assert_eq!(encoded.len(), hex::encode(example().encode()).len() + more.len());
     }
 
     #[test]
@@ -480,8 +580,18 @@ mod tests {
             region: "us-east-1".into(),
             deleting: true,
             fence: 3,
+            versioning: Versioning::Never,
+            lock: None,
         };
         assert_eq!(Bucket::decode(&bucket.encode()).unwrap(), bucket);
+        let default = Some((Mode::Governance, Period::Years(3)));
+        let bucket = Bucket { versioning: Versioning::Suspended, lock: Some(BucketLock { default }), ..bucket };
+        assert_eq!(Bucket::decode(&bucket.encode()).unwrap(), bucket);
+        let bucket = Bucket { versioning: Versioning::Enabled, lock: Some(BucketLock { default: None }), ..bucket };
+        assert_eq!(Bucket::decode(&bucket.encode()).unwrap(), bucket);
+        assert_eq!(Object::decode(&version_example().encode()).unwrap(), version_example());
+        let marker = Object { marker: true, owner: "1".into(), ..Object::default() };
+        assert_eq!(Object::decode(&marker.encode()).unwrap(), marker);
         let part = Part {
             number: 10_000,
             size: 5 << 20,
@@ -501,6 +611,8 @@ mod tests {
             checksum_type: ChecksumType::FullObject,
             implicit: true,
             headers: example().headers,
+            tags: version_example().tags,
+            lock: version_example().lock,
         };
         assert_eq!(Upload::decode(&upload.encode()).unwrap(), upload);
         let object = Object { parts: Some(128), data: Data::Manifest(DataId([5; 16])), ..example() };

@@ -147,9 +147,7 @@ fn what_is_not_there_says_so() {
         for (method, target) in [
             ("GET", "/bucket?acl"),
             ("PUT", "/bucket?policy"),
-            ("GET", "/bucket?versions"),
             ("PUT", "/bucket?fancy"),
-            ("PUT", "/bucket/k?tagging"),
             ("GET", "/bucket/k?torrent"),
             ("POST", "/bucket/k?select&select-type=2"),
         ] {

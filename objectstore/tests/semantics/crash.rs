@@ -22,9 +22,9 @@ use crate::client::Walrus;
 const CLIENTS: usize = 4;
 const KEYS: usize = 4;
 const ROUNDS: usize = 3;
-const DISK: u64 = 48 << 20;
+pub const DISK: u64 = 48 << 20;
 
-type Store = LocalStore<SimDisk>;
+pub type Store = LocalStore<SimDisk>;
 type Body = Option<Vec<u8>>;
 
 /// What a key may hold.
@@ -91,13 +91,13 @@ async fn life(sim: Sim) {
     }
 }
 
-async fn open(disk: &SimDisk) -> Store {
+pub async fn open(disk: &SimDisk) -> Store {
     let options = Options { log_bytes: Some(256 << 10), uuid: Some([7; 16]) };
     LocalStore::open_or_format(disk.clone(), "disk", options).await.expect("a store opens after a crash")
 }
 
 /// What a start does before and beside serving.
-async fn recover(walrus: &Walrus<Store>) {
+pub async fn recover(walrus: &Walrus<Store>) {
     let candidates = reclaim::sealed_blobs(&walrus.bulk);
     walrus.core.sweep_orphans(&candidates).await.unwrap();
     walrus.core.queue_leftovers().await.unwrap();
@@ -170,7 +170,7 @@ fn settle(model: &Model, key: &str, status: u16, body: Body) {
     // On an error it may or may not have happened: the attempt stays possible.
 }
 
-fn bytes(rng: &mut Rng, max: u64) -> Vec<u8> {
+pub fn bytes(rng: &mut Rng, max: u64) -> Vec<u8> {
     let mut bytes = vec![0; rng.below(max) as usize];
     rng.fill(&mut bytes);
     bytes

@@ -4,9 +4,11 @@ mod auth;
 mod buckets;
 mod client;
 mod crash;
+mod crash_versions;
 mod listing;
 mod multipart;
 mod objects;
+mod versions;
 
 /// Runs a test on the simulated executor.
 pub fn run<F: Future<Output = ()> + 'static>(test: impl FnOnce() -> F) {

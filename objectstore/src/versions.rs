@@ -1,0 +1,210 @@
+//! The versions of an object: finding one, putting a new one on top, taking one away.
+//!
+//! ```text
+//! O: current version or delete marker        PUT, DELETE   O -> V, new -> O        (in a bucket with versions)
+//! V: older versions, newest first            DELETE ?versionId of the current one: newest V -> O
+//! ```
+//!
+//! The null version is what was written while versions were not, or no longer, kept; there is at most one of a key. When
+//! it is not current, `O` knows its time. Every change checks `O`, or the `V` record that it changes, as it was read.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
+use karri_base::clock::UnixMicros;
+use karri_bulk::{BlobId, BulkStore};
+use karri_meta::{Batch, Scan};
+
+use crate::core::{Core, Seen};
+use crate::error::{Error, Kind, Result};
+use crate::keys::{self, BucketId, DataId};
+use crate::ops::condition::http_date;
+use crate::record::{Bucket, Object, Retention, Versioning};
+
+/// Which version a request means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// It names none.
+    Current,
+    /// `null`.
+    Null,
+    /// One with an id.
+    Id(DataId),
+}
+
+impl Which {
+    /// From `versionId`.
+    pub fn new(version: Option<&str>) -> Result<Self> {
+        match version {
+            None | Some("") => Ok(Self::Current),
+            Some("null") => Ok(Self::Null),
+            Some(text) => DataId::from_hex(text)
+                .map(Self::Id)
+                .ok_or_else(|| Error::new(Kind::InvalidArgument, "Invalid version id specified")),
+        }
+    }
+    /// True when the request names a version.
+    pub fn is_named(self) -> bool {
+        self != Self::Current
+    }
+}
+
+/// A version and where it is.
+#[derive(Debug, Clone)]
+pub struct At {
+    /// Its key in the store: an `O` or a `V`.
+    pub key: Bytes,
+    /// Its record.
+    pub seen: Seen<Object>,
+    /// The current one's record, when this is an older one.
+    pub current: Option<Seen<Object>>,
+}
+
+/// `x-amz-version-id` of a version in this bucket.
+pub fn id_shown(bucket: &Bucket, object: &Object) -> Option<String> {
+    (bucket.versioning != Versioning::Never).then(|| object.version_text())
+}
+
+/// What a read of a delete marker gets: 404 when it is the current version, 405 when the request named it.
+pub fn marker_refused(which: Which, marker: &Object) -> Error {
+    let mut headers = HeaderMap::new();
+    headers.insert("x-amz-delete-marker", HeaderValue::from_static("true"));
+    if let Ok(id) = HeaderValue::try_from(marker.version_text()) {
+        headers.insert("x-amz-version-id", id);
+    }
+    if let Some(date) = http_date(marker.modified.secs() as i64).filter(|_| which.is_named()) {
+        headers.insert(http::header::LAST_MODIFIED, date);
+    }
+    let kind = if which.is_named() { Kind::MethodNotAllowed } else { Kind::NoSuchKey };
+    Error { headers: Some(Box::new(headers)), ..Error::from(kind) }
+}
+
+impl<B: BulkStore> Core<B> {
+    /// A version of an object; a delete marker counts.
+    pub async fn version(&self, bucket: BucketId, key: &str, which: Which) -> Result<Option<At>> {
+        let Some(current) = self.object(bucket, key).await? else { return Ok(None) };
+        let is_it = match which {
+            Which::Current => true,
+            Which::Null => current.value.version.is_none(),
+            Which::Id(id) => current.value.version == Some(id),
+        };
+        if is_it {
+            return Ok(Some(At { key: keys::object(bucket, key.as_bytes()), seen: current, current: None }));
+        }
+        let time = match which {
+            Which::Current => None,
+            Which::Null => current.value.null_at,
+            Which::Id(id) => Some(id.time()),
+        };
+        let Some(time) = time else { return Ok(None) };
+        let store_key = keys::version(bucket, key.as_bytes(), time);
+        let Some(raw) = self.meta.get(store_key.clone()).await? else { return Ok(None) };
+        let value = Object::decode(&raw)?;
+        let matches = match which {
+            Which::Current | Which::Null => value.version.is_none(),
+            Which::Id(id) => value.version == Some(id),
+        };
+        Ok(matches.then(|| At { key: store_key, seen: Seen { value, raw }, current: Some(current) }))
+    }
+
+    /// A version to read: no such key or version, and a delete marker, are errors.
+    pub async fn version_to_read(&self, bucket: BucketId, key: &str, which: Which) -> Result<At> {
+        let absent = if which.is_named() { Kind::NoSuchVersion } else { Kind::NoSuchKey };
+        let at = self.version(bucket, key, which).await?.ok_or(absent)?;
+        if at.seen.value.marker { Err(marker_refused(which, &at.seen.value)) } else { Ok(at) }
+    }
+
+    /// Adds to a batch, which checks the bucket's and the object's records, what makes `new` the current version: sets
+    /// its id, its default retention and, where versions are kept, its time; moves or retires what it replaces. Answers the blobs to reclaim
+    /// after the commit.
+    pub async fn supersede(
+        &self,
+        batch: &mut Batch,
+        bucket: &Bucket,
+        key: &str,
+        old: Option<&Seen<Object>>,
+        new: &mut Object,
+    ) -> Result<Vec<BlobId>> {
+        let mut freed = vec![];
+        (new.version, new.null_at) = (None, None);
+        if bucket.versioning == Versioning::Never {
+            if let Some(old) = old {
+                freed = self.retire(batch, &old.value.data).await?;
+            }
+        } else if let Some(Seen { value: old, .. }) = old {
+            new.modified = new.modified.max(UnixMicros(old.modified.0 + 1));
+            new.null_at = old.null_at;
+            let suspended = bucket.versioning == Versioning::Suspended;
+            if suspended && old.version.is_none() {
+                freed = self.retire(batch, &old.data).await?;
+            } else {
+                let kept = Object { null_at: None, ..old.clone() };
+                batch.puts.push((keys::version(bucket.id, key.as_bytes(), old.modified), kept.encode()));
+                if old.version.is_none() {
+                    new.null_at = Some(old.modified);
+                }
+            }
+            // The null version is replaced wherever it is.
+            if suspended && let Some(time) = new.null_at.take() {
+                let store_key = keys::version(bucket.id, key.as_bytes(), time);
+                // Gone already: the commit will conflict on the object's record.
+                if let Some(raw) = self.meta.get(store_key.clone()).await? {
+                    freed.extend(self.retire(batch, &Object::decode(&raw)?.data).await?);
+                    batch.checks.push((store_key.clone(), Some(raw)));
+                    batch.dels.push(store_key);
+                }
+            }
+        }
+        if let (Some(lock), None, false) = (&bucket.lock, new.lock.retention, new.marker) {
+            new.lock.retention =
+                lock.default.map(|(mode, period)| Retention { mode, until: period.after(new.modified) });
+        }
+        if bucket.versioning == Versioning::Enabled {
+            new.version = Some(DataId::new(new.modified, rand::random()));
+        }
+        batch.puts.push((keys::object(bucket.id, key.as_bytes()), new.encode()));
+        Ok(freed)
+    }
+
+    /// Adds to a batch what takes a version away for good. Answers the blobs to reclaim after the commit.
+    pub async fn take_away(&self, batch: &mut Batch, bucket: BucketId, key: &str, at: &At) -> Result<Vec<BlobId>> {
+        batch.checks.push((at.key.clone(), Some(at.seen.raw.clone())));
+        let object = &at.seen.value;
+        if let Some(current) = &at.current {
+            batch.dels.push(at.key.clone());
+            if object.version.is_none() {
+                let object_key = keys::object(bucket, key.as_bytes());
+                batch.checks.push((object_key.clone(), Some(current.raw.clone())));
+                batch.puts.push((object_key, Object { null_at: None, ..current.value.clone() }.encode()));
+            }
+        } else {
+            let scan = Scan { range: keys::versions_of_key(bucket, key.as_bytes()), limit: 1, reverse: false };
+            match self.meta.scan(scan).await?.pop() {
+                None => batch.dels.push(at.key.clone()),
+                Some((store_key, raw)) => {
+                    let mut next = Object::decode(&raw)?;
+                    next.null_at = object.null_at.filter(|_| next.version.is_some());
+                    batch.checks.push((store_key.clone(), Some(raw)));
+                    batch.dels.push(store_key);
+                    batch.puts.push((at.key.clone(), next.encode()));
+                }
+            }
+        }
+        self.retire(batch, &object.data).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_version() {
+        let id = DataId([9; 16]);
+        let check = |text: Option<&str>, want: Option<Which>| assert_eq!(Which::new(text).ok(), want, "{text:?}");
+        check(None, Some(Which::Current));
+        check(Some("null"), Some(Which::Null));
+        check(Some(&id.to_hex()), Some(Which::Id(id)));
+        check(Some("L4kqtJlcpXroDTDmpUMLUo"), None);
+        assert_eq!(DataId::new(UnixMicros(77), 5).time(), UnixMicros(77));
+    }
+}
