@@ -5,11 +5,13 @@
 
 use std::sync::Arc;
 
+use http::{Extensions, HeaderMap, Method, Uri};
 use karri_base::aws::keys::{Key, KeyRing};
 use karri_bulk::BulkStore;
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::dto::*;
+use s3s::route::S3Route;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3, S3Error, S3Request, S3Response, S3Result};
 use send_wrapper::SendWrapper;
@@ -23,6 +25,7 @@ pub fn service<B: BulkStore>(core: &CoreRef<B>, keys: &KeyRing) -> S3Service {
     let mut builder = S3ServiceBuilder::new(Api(SendWrapper::new(core.clone())));
     builder.set_auth(Ring(keys.clone()));
     builder.set_access(Signed(keys.clone()));
+    builder.set_route(Renames { core: SendWrapper::new(core.clone()), keys: keys.clone() });
     let mut config = s3s::config::S3Config::default();
     // POST forms are answered before they get here; this is the second lock on that door.
     config.post_object_max_file_size = 0;
@@ -85,6 +88,37 @@ impl S3Access for Signed {
     }
 }
 
+/// RenameObject, which `s3s` does not know.
+struct Renames<B: BulkStore> {
+    core: SendWrapper<CoreRef<B>>,
+    keys: KeyRing,
+}
+
+#[async_trait::async_trait]
+impl<B: BulkStore> S3Route for Renames<B> {
+    fn is_match(&self, method: &Method, uri: &Uri, _: &HeaderMap, _: &mut Extensions) -> bool {
+        ops::rename::is_meant(method, uri)
+    }
+    async fn call(&self, req: S3Request<s3s::Body>) -> S3Result<S3Response<s3s::Body>> {
+        if let Some(cell) = req.extensions.get::<OperationName>() {
+            let _ = cell.0.set(RENAME);
+        }
+        let id = req.extensions.get::<RequestId>().cloned();
+        let key = req.credentials.as_ref().and_then(|c| self.keys.get(&c.access_key));
+        let core = &self.core;
+        SendWrapper::new(async move {
+            let caller = Caller(key.ok_or(Kind::AccessDenied)?);
+            let asked = ops::rename::Rename::parse(&req.uri, &req.headers)?;
+            ops::rename::rename_object(core, &caller, &asked).await?;
+            Ok::<_, Error>(S3Response::new(s3s::Body::empty()))
+        })
+        .await
+        .map_err(|e| refuse(e, RENAME, id))
+    }
+}
+
+const RENAME: &str = "RenameObject";
+
 fn known_operation(name: &str) -> &'static str {
     OPERATIONS.iter().find(|n| **n == name).copied().unwrap_or("Other")
 }
@@ -144,6 +178,9 @@ operations! {
     get_bucket_location GetBucketLocation GetBucketLocationInput GetBucketLocationOutput bucket input;
     get_bucket_versioning GetBucketVersioning GetBucketVersioningInput GetBucketVersioningOutput versioning input;
     put_bucket_versioning PutBucketVersioning PutBucketVersioningInput PutBucketVersioningOutput versioning input;
+    get_bucket_encryption GetBucketEncryption GetBucketEncryptionInput GetBucketEncryptionOutput encryption input;
+    put_bucket_encryption PutBucketEncryption PutBucketEncryptionInput PutBucketEncryptionOutput encryption input;
+    delete_bucket_encryption DeleteBucketEncryption DeleteBucketEncryptionInput DeleteBucketEncryptionOutput encryption input;
     get_object_lock_configuration GetObjectLockConfiguration GetObjectLockConfigurationInput GetObjectLockConfigurationOutput versioning input;
     put_object_lock_configuration PutObjectLockConfiguration PutObjectLockConfigurationInput PutObjectLockConfigurationOutput versioning input;
     delete_bucket DeleteBucket DeleteBucketInput DeleteBucketOutput bucket input;

@@ -6,11 +6,14 @@
 //! send:     pieces -> reads of 256 KiB, two ahead -> stream
 //! ```
 //!
+//! A body that is to be encrypted is sealed after it is hashed and opened as it is read ([`crate::crypt`]).
+//!
 //! A body counts only after its clean end: then length, Content-MD5 and checksums are compared, and only then may a
 //! commit name the data.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf as _, Bytes};
@@ -25,6 +28,7 @@ use s3s::stream::{ByteStream, RemainingLength};
 use send_wrapper::SendWrapper;
 
 use crate::core::{Core, CoreRef, Unnamed, seal_inline};
+use crate::crypt::{self, Cipher, Secret};
 use crate::digest::{self, Algorithm, Digests, Hasher};
 use crate::error::{self, Error, Kind, Result};
 use crate::keys;
@@ -65,6 +69,25 @@ pub struct Expected {
     pub trailer: Option<(Algorithm, TrailingHeaders)>,
     /// To be kept with the object; the one that the client sent, or else S3's default.
     pub keep: Option<Algorithm>,
+    /// Seals what is stored.
+    pub seal: Option<Seal>,
+}
+
+/// How a body is sealed.
+#[derive(Debug, Clone)]
+pub struct Seal {
+    /// Made from the object's key and the salt.
+    pub cipher: Arc<Cipher>,
+    /// For the record.
+    pub salt: [u8; 16],
+}
+
+impl Seal {
+    /// For a fresh body of an object with this key.
+    pub fn new(key: &Secret) -> Self {
+        let salt = rand::random();
+        Self { cipher: Arc::new(key.body(&salt)), salt }
+    }
 }
 
 impl Expected {
@@ -126,7 +149,7 @@ impl Expected {
                 ));
             }
         }
-        Ok(Self { len, md5, value, trailer, keep: sent })
+        Ok(Self { len, md5, value, trailer, keep: sent, seal: None })
     }
 
     /// The checksum algorithm that the client sent a value of.
@@ -256,17 +279,29 @@ pub async fn receive<B: BulkStore>(core: &CoreRef<B>, mut body: Incoming, expect
         }
         let digests = hasher.finish();
         expected.check(&digests)?;
-        let stored = if len == 0 { Stored::Empty } else { Stored::Inline(core.fresh_id(), seal_inline(&small)) };
+        let stored = match &expected.seal {
+            _ if len == 0 => Stored::Empty,
+            None => Stored::Inline(core.fresh_id(), seal_inline(&small)),
+            Some(seal) => {
+                let sealed = seal.cipher.seal(0, &small.concat());
+                Stored::Inline(core.fresh_id(), seal_inline(&[sealed.into()]))
+            }
+        };
         return Ok(Received { stored, digests });
     }
 
-    let mut writer = core.bulk.create(expected.len).await?;
+    let stored_len = |plain: u64| if expected.seal.is_some() { crypt::sealed_len(plain) } else { plain };
+    let mut writer = core.bulk.create(expected.len.map(stored_len)).await?;
+    let mut chunk = 0;
     let mut source = Source { body, ready: small.into(), taken: 0, limit };
     // While one buffer is hashed and appended, the next one fills.
     let mut full = source.fill(expected.len).await?;
     while let Some(buf) = full {
         let work = async {
-            let buf = hash(&mut hasher, buf).await;
+            let plain = buf.len() as u64;
+            let seal = expected.seal.as_ref().map(|s| (s.cipher.clone(), chunk));
+            chunk += plain / crypt::CHUNK;
+            let buf = hash(&mut hasher, buf, seal).await;
             writer.append(buf).await
         };
         let (done, next) = futures_util::future::join(work, source.fill(expected.len)).await;
@@ -276,7 +311,7 @@ pub async fn receive<B: BulkStore>(core: &CoreRef<B>, mut body: Incoming, expect
     let digests = hasher.finish();
     expected.check(&digests)?;
     let (blob, sealed) = seal(core, writer).await?;
-    if sealed != digests.len {
+    if sealed != stored_len(digests.len) {
         return Err(Error::new(Kind::InternalError, "The bulk store sealed another length than it was given."));
     }
     Ok(Received { stored: Stored::Blob(blob), digests })
@@ -297,15 +332,28 @@ async fn seal<B: BulkStore>(core: &CoreRef<B>, writer: B::Writer) -> Result<(Unn
     }
 }
 
-/// Hashes a buffer; a large one on the pool, so that the core goes on with other connections.
-async fn hash(hasher: &mut Hasher, buf: Buf) -> Buf {
-    if buf.len() < OFFLOAD_MIN || karri_engine::cores::current().is_none() {
+/// Hashes a buffer and seals it, if it is to be sealed, its first chunk having this number; a large one on the pool, so
+/// that the core goes on with other connections.
+async fn hash(hasher: &mut Hasher, buf: Buf, seal: Option<(Arc<Cipher>, u64)>) -> Buf {
+    let work = |hasher: &mut Hasher, buf: Buf| {
         hasher.update(buf.bytes());
-        return buf;
+        match seal {
+            None => buf,
+            Some((cipher, first)) => {
+                let sealed = cipher.seal(first, buf.bytes());
+                let mut out = Buf::for_read(sealed.len());
+                out.bytes_mut()[..sealed.len()].copy_from_slice(&sealed);
+                out.set_len(sealed.len());
+                out
+            }
+        }
+    };
+    if buf.len() < OFFLOAD_MIN || karri_engine::cores::current().is_none() {
+        return work(hasher, buf);
     }
     let mut moved = std::mem::replace(hasher, Hasher::new(&[]));
     let (back, buf) = karri_engine::offload(move || {
-        moved.update(buf.bytes());
+        let buf = work(&mut moved, buf);
         (moved, buf)
     })
     .await;
@@ -372,6 +420,23 @@ pub enum Piece {
     Inline(keys::DataId, u64, u64),
     /// In a blob: from, length.
     Blob(BlobId, u64, u64),
+    /// Sealed.
+    Sealed(SealedPiece),
+}
+
+/// A run of sealed bytes.
+#[derive(Debug, Clone)]
+pub struct SealedPiece {
+    /// `Inline` or `Blob`.
+    pub data: Data,
+    /// Opens it.
+    pub cipher: Arc<Cipher>,
+    /// Plain bytes of the whole body.
+    pub size: u64,
+    /// Where the run begins, in plain bytes.
+    pub from: u64,
+    /// Its plain bytes.
+    pub len: u64,
 }
 
 impl Piece {
@@ -379,6 +444,7 @@ impl Piece {
         match self {
             Self::Bytes(b) => b.len() as u64,
             Self::Inline(_, _, len) | Self::Blob(_, _, len) => *len,
+            Self::Sealed(piece) => piece.len,
         }
     }
 }
@@ -403,7 +469,9 @@ pub struct Outgoing {
 /// Starts reading; the first buffer is there when this answers, so that a caller can still read the record again.
 pub async fn open<B: BulkStore>(core: &CoreRef<B>, pieces: Vec<Piece>) -> Result<Result<Outgoing, Gone>> {
     let pins = pieces.iter().filter_map(|p| match p {
-        Piece::Blob(id, ..) => Some(core.shared.pins.pin(*id)),
+        Piece::Blob(id, ..) | Piece::Sealed(SealedPiece { data: Data::Blob(id), .. }) => {
+            Some(core.shared.pins.pin(*id))
+        }
         _ => None,
     });
     let mut out = Outgoing {
@@ -443,7 +511,49 @@ fn start<B: BulkStore>(core: &CoreRef<B>, piece: Piece) -> Read {
                 Ok(Ok(bytes.slice(from as usize..end as usize)))
             })
         }
+        Piece::Sealed(piece) => Box::pin(read_sealed(core.clone(), piece)),
     }
+}
+
+/// Reads the chunks that hold a run, opens them and cuts the run out.
+async fn read_sealed<B: BulkStore>(core: CoreRef<B>, piece: SealedPiece) -> Result<Result<Bytes, Gone>> {
+    let (first, at, len) = crypt::sealed_span(piece.size, piece.from, piece.len);
+    let short = || Error::new(Kind::InternalError, "The object's data is shorter than its record says.");
+    let mut buf = match piece.data {
+        Data::Blob(id) => {
+            let (outcome, buf) = core.bulk.read_blob(id, at, Buf::for_read(len as usize)).await;
+            match outcome {
+                Ok(()) => buf,
+                Err(BulkError::NotFound { .. }) => return Ok(Err(Gone)),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Data::Inline(id) => {
+            let Some(bytes) = core.inline(id).await? else { return Ok(Err(Gone)) };
+            let sealed = bytes.get(at as usize..(at + len) as usize).ok_or_else(short)?;
+            let mut buf = Buf::for_read(sealed.len());
+            buf.bytes_mut()[..sealed.len()].copy_from_slice(sealed);
+            buf.set_len(sealed.len());
+            buf
+        }
+        Data::Empty | Data::Manifest(_) => return Err(short()),
+    };
+    let cipher = piece.cipher;
+    let open = move || {
+        let plain = cipher.open(first, buf.bytes_mut())?.len();
+        buf.set_len(plain);
+        Ok::<_, crypt::Closed>(Bytes::from_owner(buf))
+    };
+    let opened = if (len as usize) < OFFLOAD_MIN || karri_engine::cores::current().is_none() {
+        open()
+    } else {
+        karri_engine::offload(open).await
+    };
+    let plain =
+        opened.map_err(|e| Error::new(Kind::InternalError, "The object's stored data is damaged.").caused(e))?;
+    let skip = (piece.from - first * crypt::CHUNK) as usize;
+    let end = skip + piece.len as usize;
+    if end > plain.len() { Err(short()) } else { Ok(Ok(plain.slice(skip..end))) }
 }
 
 async fn read<B: BulkStore>(bulk: B, id: BlobId, at: u64, len: usize) -> Result<Result<Bytes, Gone>> {
@@ -464,6 +574,13 @@ impl Outgoing {
                 Piece::Blob(id, from, len) if len > BUFFER as u64 => {
                     self.plan.push_front(Piece::Blob(id, from + BUFFER as u64, len - BUFFER as u64));
                     Piece::Blob(id, from, BUFFER as u64)
+                }
+                Piece::Sealed(piece) if piece.len > BUFFER as u64 => {
+                    // Up to the end of a chunk, so that none is read twice.
+                    let take = BUFFER as u64 - piece.from % crypt::CHUNK;
+                    let rest = SealedPiece { from: piece.from + take, len: piece.len - take, ..piece.clone() };
+                    self.plan.push_front(Piece::Sealed(rest));
+                    Piece::Sealed(SealedPiece { len: take, ..piece })
                 }
                 piece => piece,
             };

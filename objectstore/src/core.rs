@@ -12,9 +12,11 @@ use karri_base::clock::{Clock, UnixMicros};
 use karri_bulk::{BlobId, BulkStore};
 use karri_meta::{Batch, MetaError, MetaStore, Scan};
 
+use crate::crypt::Secret;
 use crate::error::{Error, Kind, Result};
 use crate::keys::{self, BucketId, DataId};
 use crate::record::{self, Bucket, Data, Manifest, Object};
+use crate::vault::Vault;
 
 /// Lost races after which an operation gives up. Each means that somebody else got something done.
 pub const RETRIES: usize = 200;
@@ -31,6 +33,8 @@ pub struct Shared {
     pub pins: Pins,
     /// Counters.
     pub metrics: crate::metrics::Metrics,
+    /// The key service.
+    pub vault: Vault,
 }
 
 impl Shared {
@@ -40,13 +44,15 @@ impl Shared {
         clock: Arc<dyn Clock>,
         region: String,
         metrics: crate::metrics::Metrics,
+        master: Secret,
     ) -> Result<Arc<Self>, MetaError> {
         let key = keys::setting("token-key");
         loop {
             if let Some(value) = meta.get(key.clone()).await?
                 && let Ok(token_key) = value[..].try_into()
             {
-                return Ok(Arc::new(Self { clock, region, token_key, pins: Pins::default(), metrics }));
+                let (pins, vault) = (Pins::default(), Vault::new(master));
+                return Ok(Arc::new(Self { clock, region, token_key, pins, metrics, vault }));
             }
             let fresh: [u8; 32] = rand::random();
             match meta.commit(Batch::new().check(key.clone(), None).put(key.clone(), fresh.to_vec())).await {

@@ -148,6 +148,16 @@ pub fn parse_md5(text: &str) -> Option<[u8; 16]> {
     BASE64.decode(text.trim()).ok()?.try_into().ok()
 }
 
+/// Base64 of any length.
+pub fn parse_base64(text: &str) -> Option<Vec<u8>> {
+    BASE64.decode(text.trim()).ok()
+}
+
+/// MD5 of bytes at hand.
+pub fn md5(bytes: &[u8]) -> [u8; 16] {
+    md5::Md5::digest(bytes).into()
+}
+
 /// Bytes as Base64.
 pub fn base64(bytes: &[u8]) -> String {
     BASE64.encode(bytes)

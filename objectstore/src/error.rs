@@ -88,6 +88,10 @@ kinds! {
     InvalidBucketState => "InvalidBucketState", 409, "The request is not valid for the current state of the bucket.";
     /// Neither enabled nor suspended.
     IllegalVersioningConfiguration => "IllegalVersioningConfigurationException", 400, "The versioning configuration specified in the request is not valid.";
+    /// Server-side encryption with another algorithm.
+    InvalidEncryptionAlgorithm => "InvalidEncryptionAlgorithmError", 400, "The encryption request that you specified is not valid. The valid value is AES256.";
+    /// The bucket has no default encryption.
+    NoEncryptionConfiguration => "ServerSideEncryptionConfigurationNotFoundError", 404, "The server-side encryption configuration was not found.";
     /// A default retention that is no positive number.
     InvalidRetentionPeriod => "InvalidRetentionPeriod", 400, "The retention period must be a positive integer value.";
     /// Tags that S3 does not take.

@@ -42,7 +42,7 @@ pub fn check(head: &Parts) -> Result<Framing> {
         return Err(Error::new(Kind::NotImplemented, "POST form uploads are not supported."));
     }
     check_subresource(&query)?;
-    check_headers(&head.headers)?;
+    check_headers(&head.method, &head.headers)?;
     if query.has("X-Amz-Algorithm") || query.has("X-Amz-Signature") || query.has("X-Amz-Credential") {
         check_presigned(&query, &head.headers)?;
     } else if query.has("Signature") && query.has("AWSAccessKeyId") {
@@ -120,9 +120,11 @@ fn check_subresource(query: &Query<'_>) -> Result<()> {
 const SUBRESOURCES: &[&str] = &[
     "attributes",
     "delete",
+    "encryption",
     "legal-hold",
     "location",
     "object-lock",
+    "renameObject",
     "retention",
     "tagging",
     "uploads",
@@ -154,14 +156,18 @@ const EMPTY_PARAMETERS: &[&str] = &[
 ];
 
 /// Headers that ask for what Walrus does not have: refused, since ignoring them would be a lie.
-fn check_headers(headers: &HeaderMap) -> Result<()> {
+fn check_headers(method: &Method, headers: &HeaderMap) -> Result<()> {
+    let reading = *method == Method::GET || *method == Method::HEAD;
     for name in headers.keys() {
         let name = name.as_str();
         let Some(rest) = name.strip_prefix("x-amz-") else { continue };
-        let refused = rest.starts_with("server-side-encryption")
-            || rest.starts_with("copy-source-server-side-encryption")
-            || rest.starts_with("grant-")
-            || rest == "write-offset-bytes";
+        if reading && rest.starts_with("server-side-encryption") && !rest.contains("customer") {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!("{name} header is not supported for this operation."),
+            ));
+        }
+        let refused = rest.starts_with("grant-") || rest == "write-offset-bytes";
         if refused && header(headers, name).is_none_or(|v| !v.is_empty() && !v.eq_ignore_ascii_case("false")) {
             return Err(Error::new(Kind::NotImplemented, format!("The header {name} is not supported.")));
         }
@@ -412,10 +418,12 @@ mod tests {
         refused("GET", "/b", &[("authorization", "Basic xyz")], Some(Kind::InvalidArgument));
         refused("GET", "/b", &[("authorization", "AWS4-HMAC-SHA256 x")], Some(Kind::AuthorizationHeaderMalformed));
         refused("POST", "/b", &[("content-type", "multipart/form-data; boundary=x")], Some(Kind::NotImplemented));
-        refused("PUT", "/b?renameObject", &[], Some(Kind::NotImplemented));
+        refused("PUT", "/b?fancy", &[], Some(Kind::NotImplemented));
         refused("GET", "/b?prefix=&delimiter=/&location", &[], None);
         refused("PUT", "/b/k", &[("x-amz-tagging", "a=b")], None);
-        refused("PUT", "/b/k", &[("x-amz-server-side-encryption", "AES256")], Some(Kind::NotImplemented));
+        refused("PUT", "/b/k", &[("x-amz-server-side-encryption", "AES256")], None);
+        refused("GET", "/b/k", &[("x-amz-server-side-encryption", "AES256")], Some(Kind::InvalidArgument));
+        refused("GET", "/b/k", &[("x-amz-server-side-encryption-customer-algorithm", "AES256")], None);
         refused("PUT", "/b/k", &[("x-amz-acl", "public-read")], Some(Kind::NotImplemented));
         refused("PUT", "/b/k", &[("x-amz-acl", "private")], None);
     }

@@ -7,7 +7,7 @@
 //! U bucket key' upload-id       open upload       P upload-id part-number      part of an open upload
 //! M upload-id                   manifest          D blob-id                    a blob that some record names
 //! G blob-id                     blob to reclaim   X upload-id                  parts to clean away
-//! C name                        the store's own settings
+//! K name                        a key of the key service C name                     the store's own settings
 //! ```
 //!
 //! `bucket` is the bucket's random 64-bit id, so a bucket made anew under an old name shares nothing with the old
@@ -115,6 +115,10 @@ pub fn garbage(id: BlobId) -> Bytes {
 /// `X upload-id`.
 pub fn cleanup(id: DataId) -> Bytes {
     key(b'X', &[&id.0])
+}
+/// `K name`.
+pub fn vault(name: &str) -> Bytes {
+    key(b'K', &[name.as_bytes()])
 }
 /// `C name`.
 pub fn setting(name: &str) -> Bytes {

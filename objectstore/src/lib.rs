@@ -14,6 +14,7 @@
 //! | [`versions`] | finding, superseding and removing versions |
 //! | [`list`] | the walk behind LIST, pure |
 //! | [`record`], [`keys`] | the records and where they live |
+//! | [`crypt`], [`vault`] | encryption of stored data, and the keys that it takes |
 //! | [`digest`], [`token`] | checksums, continuation tokens |
 //! | [`reclaim`] | giving space back |
 //! | [`mod@serve`] | engine cores, listeners, the store: a running Walrus |
@@ -28,6 +29,7 @@
 pub mod api;
 pub mod body;
 pub mod core;
+pub mod crypt;
 pub mod digest;
 pub mod error;
 pub mod front;
@@ -41,6 +43,7 @@ pub mod record;
 pub mod role;
 pub mod serve;
 pub mod token;
+pub mod vault;
 pub mod versions;
 
 pub use role::start;

@@ -95,17 +95,12 @@ impl<V> Walk<V> {
 
     /// Takes what the scan that [`next`](Self::next) asked for found. Fewer pairs than asked for means the end.
     pub fn feed(&mut self, found: impl IntoIterator<Item = (Bytes, V)>) {
-        let never: Result<(), std::convert::Infallible> = self.feed_shown(found, |_| Ok(true));
-        let Ok(()) = never;
+        self.feed_shown(found, |_| true);
     }
 
     /// As [`feed`](Self::feed), leaving out those pairs that `shown` is not true of (delete markers). It is not asked
     /// about keys under a common prefix that is listed already.
-    pub fn feed_shown<E>(
-        &mut self,
-        found: impl IntoIterator<Item = (Bytes, V)>,
-        shown: impl Fn(&V) -> Result<bool, E>,
-    ) -> Result<(), E> {
+    pub fn feed_shown(&mut self, found: impl IntoIterator<Item = (Bytes, V)>, shown: impl Fn(&V) -> bool) {
         let mut count = 0;
         let mut skip: Option<Bytes> = None;
         let mut last = None;
@@ -113,7 +108,7 @@ impl<V> Walk<V> {
         for (key, value) in found {
             count += 1;
             let inside = skip.as_ref().is_some_and(|p| key.starts_with(p));
-            if !inside && !shown(&value)? {
+            if !inside && !shown(&value) {
                 distinct += 1;
                 last = Some(key);
                 skip = None;
@@ -123,7 +118,7 @@ impl<V> Walk<V> {
                 if self.entries.len() == self.max {
                     self.truncated = true;
                     self.from = None;
-                    return Ok(());
+                    return;
                 }
                 distinct += 1;
                 match common_prefix(&key, &self.prefix, &self.delimiter) {
@@ -142,7 +137,7 @@ impl<V> Walk<V> {
         }
         let Some(last) = last.filter(|_| count >= self.chunk) else {
             self.from = None;
-            return Ok(());
+            return;
         };
         // Many keys in few folders: keep chunks small and seek; otherwise read on in larger steps.
         self.chunk = if distinct * 4 < count { SCAN_FIRST } else { (self.chunk * 4).min(SCAN_MAX) };
@@ -150,7 +145,6 @@ impl<V> Walk<V> {
             Some(p) => keys::successor(&p),
             None => Some(keys::after(&last)),
         };
-        Ok(())
     }
 
     /// The entries in order, and whether there are more.

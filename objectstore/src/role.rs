@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 use crate::keys::setting;
 use crate::metrics::Metrics;
 use crate::record::codec::{Fields, Writer};
-use crate::serve::{Handle, ServeOptions, StartError, serve};
+use crate::serve::{Handle, ServeOptions, StartError, master_key, serve};
 
 /// Pauses between attempts to hear from the cloud: from, to.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -40,12 +40,13 @@ pub async fn start(
     if let Some(known) = recall(&meta).await? {
         fill(&keys, &known);
     }
+    let master = master_key(&config.role.state)?;
     let options = ServeOptions {
         store_bytes: section.store_bytes,
         cores: section.cores,
         region: config.role.region.clone(),
         metrics: Metrics::register(registry),
-        ..ServeOptions::new(section.listen, section.store, meta.clone(), keys.clone())
+        ..ServeOptions::new(section.listen, section.store, meta.clone(), keys.clone(), master)
     };
     let handle = tokio::task::spawn_blocking(move || serve(options)).await;
     let handle = handle.map_err(|e| StartError::Config { what: format!("the start was cut off: {e}") })??;

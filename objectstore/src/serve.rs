@@ -27,9 +27,11 @@ use karri_meta::rocks::{self, RocksStore};
 use karri_meta::{MetaError, MetaStore};
 
 use crate::core::{Core, Shared};
+use crate::crypt::Secret;
 use crate::front::Front;
 use crate::metrics::Metrics;
 use crate::reclaim;
+use crate::vault::Vault;
 
 /// How long requests may still take once Walrus is told to stop.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -86,6 +88,8 @@ pub struct ServeOptions {
     pub keys: KeyRing,
     /// The region that answers are given for.
     pub region: String,
+    /// Wraps the keys that encrypted objects' keys are wrapped with.
+    pub master: Secret,
     /// Counters.
     pub metrics: Metrics,
     /// Wall-clock time.
@@ -94,7 +98,7 @@ pub struct ServeOptions {
 
 impl ServeOptions {
     /// One core, region us-east-1, counters of its own, the machine's clock.
-    pub fn new(listen: SocketAddr, store: PathBuf, meta: Arc<dyn MetaStore>, keys: KeyRing) -> Self {
+    pub fn new(listen: SocketAddr, store: PathBuf, meta: Arc<dyn MetaStore>, keys: KeyRing, master: Secret) -> Self {
         Self {
             listen,
             store,
@@ -102,6 +106,7 @@ impl ServeOptions {
             cores: 1,
             meta,
             keys,
+            master,
             region: "us-east-1".into(),
             metrics: Metrics::default(),
             clock: Arc::new(SystemClock),
@@ -232,8 +237,15 @@ pub fn alone(
     std::fs::create_dir_all(dir)
         .map_err(|e| StartError::Config { what: format!("the folder {} cannot be made: {e}", dir.display()) })?;
     let meta = Arc::new(RocksStore::open(dir.join("meta"), &rocks::Options::default())?);
-    let options = ServeOptions::new(listen, dir.join("objects"), meta, KeyRing::new(keys));
+    let options = ServeOptions::new(listen, dir.join("objects"), meta, KeyRing::new(keys), master_key(dir)?);
     serve(ServeOptions { region: region.to_owned(), ..options })
+}
+
+/// The master key of the key service, kept in this folder; made at the first start.
+pub fn master_key(dir: &Path) -> Result<Secret, StartError> {
+    let path = dir.join("master.key");
+    Vault::master_in(&path)
+        .map_err(|e| StartError::Config { what: format!("the master key {} cannot be used: {e}", path.display()) })
 }
 
 /// Starts Walrus. Blocks until it listens; not from an engine core.
@@ -242,7 +254,8 @@ pub fn serve(options: ServeOptions) -> Result<Handle, StartError> {
     let store_bytes = store_bytes(&options)?;
     let cores = Cores::start(options.cores, &CoreOptions { name: "walrus".into(), ..CoreOptions::default() })?;
     let usage = Arc::new(SharedUsage::default());
-    let ServeOptions { listen, store, meta, keys, region, metrics, clock, .. } = options;
+    let ServeOptions { listen, store, meta, keys, region, metrics, clock, master, .. } = options;
+    let settings = Settings { clock, region, metrics, master };
 
     // Core 0 opens the store and keeps it.
     let (ready, is_ready) = mpsc::channel();
@@ -250,11 +263,7 @@ pub fn serve(options: ServeOptions) -> Result<Handle, StartError> {
     {
         let (store, meta, usage) = (store.clone(), meta.clone(), usage.clone());
         // The channels tell what becomes of it.
-        drop(
-            cores
-                .handle(0)
-                .try_run(move || keep(store, store_bytes, meta, clock, region, metrics, usage, ready, life))?,
-        );
+        drop(cores.handle(0).try_run(move || keep(store, store_bytes, meta, settings, usage, ready, life))?);
     }
     let mut ends = Ends { sites: vec![], keeper: Some(end) };
     let opened = is_ready.recv().unwrap_or(Err(StartError::Core(RunError::Closed)));
@@ -324,15 +333,21 @@ struct Opened {
     candidates: Vec<BlobId>,
 }
 
+/// What all cores share, on its way to core 0.
+struct Settings {
+    clock: Arc<dyn Clock>,
+    region: String,
+    metrics: Metrics,
+    master: Secret,
+}
+
 /// Core 0's first job: open the store, keep it, close it at the end.
 #[allow(clippy::too_many_arguments, reason = "one call, and a struct would only repeat the names")]
 async fn keep(
     path: PathBuf,
     bytes: Option<u64>,
     meta: Arc<dyn MetaStore>,
-    clock: Arc<dyn Clock>,
-    region: String,
-    metrics: Metrics,
+    settings: Settings,
     usage: Arc<SharedUsage>,
     ready: mpsc::Sender<Result<Opened, StartError>>,
     mut life: Life,
@@ -341,7 +356,8 @@ async fn keep(
         let disk =
             UringDisk::open(&path, &OpenOptions { create: true, size: bytes, lock: true, ..OpenOptions::default() })?;
         let store = LocalStore::open_or_format(disk, &path.display().to_string(), Options::default()).await?;
-        let shared = Shared::open(&meta, clock, region, metrics).await?;
+        let Settings { clock, region, metrics, master } = settings;
+        let shared = Shared::open(&meta, clock, region, metrics, master).await?;
         // Before anything is served: whatever of these no record names belongs to nobody.
         let candidates = reclaim::sealed_blobs(&store);
         Ok((store, shared, candidates))

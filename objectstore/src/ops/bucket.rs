@@ -46,6 +46,7 @@ pub async fn create_bucket<B: BulkStore>(
         fence: 0,
         versioning: if locked { Versioning::Enabled } else { Versioning::Never },
         lock: locked.then(BucketLock::default),
+        encryption: None,
     };
     let batch = Batch::new()
         .check(keys::bucket(&name), None)

@@ -9,6 +9,7 @@ use crate::digest::{self, Algorithm, Checksum, ChecksumType};
 use crate::error::{Error, Kind, Result};
 use crate::keys::{self, DataId};
 use crate::ops::condition::WriteConditions;
+use crate::ops::encryption::{CustomerKey, Shown};
 use crate::ops::get::{ChecksumFields, etag};
 use crate::ops::multipart::{Open, find_in};
 use crate::ops::put::{Target, replace};
@@ -40,7 +41,7 @@ pub async fn complete_multipart_upload<B: BulkStore>(
     let target = Target { caller, bucket: &input.bucket, key: &input.key, owner };
     for _ in 0..RETRIES {
         let bucket = core.bucket(caller, &input.bucket, owner, Access::Write).await?;
-        let Some(upload) = find_in(core, bucket.value.id, &input.key, id).await? else {
+        let Some(upload) = find_in(core, &bucket.value, &input.key, id).await? else {
             // Completed already, and the answer was lost? Then the object is this upload's.
             let there = core.object(bucket.value.id, &input.key).await?;
             return match there {
@@ -49,6 +50,12 @@ pub async fn complete_multipart_upload<B: BulkStore>(
             };
         };
         let bucket = core.bucket_to_fill(caller, &input.bucket, owner).await?;
+        let customer = CustomerKey::new(
+            input.sse_customer_algorithm.as_deref(),
+            input.sse_customer_key.as_deref(),
+            input.sse_customer_key_md5.as_deref(),
+        )?;
+        core.object_key(&bucket.value, upload.seen.value.sealed.as_ref(), customer.as_ref()).await?;
         let found =
             core.meta.multi_get(listed.iter().map(|p| keys::part(id, number(p).unwrap_or(0))).collect()).await?;
         let mut checks = Vec::with_capacity(found.len());
@@ -165,6 +172,7 @@ fn assemble(
         owner: caller.account().to_owned(),
         tags: record.tags.clone(),
         lock: record.lock,
+        sealed: record.sealed.clone(),
         ..Object::default()
     })
 }
@@ -203,7 +211,10 @@ fn check_whole(input: &CompleteMultipartUploadInput, ours: Option<&Checksum>) ->
 
 fn output(input: &CompleteMultipartUploadInput, bucket: &Bucket, object: &Object) -> CompleteMultipartUploadOutput {
     let sums = ChecksumFields::of(object.checksum.as_ref());
+    let encryption = Shown::of(object.sealed.as_ref(), None);
     CompleteMultipartUploadOutput {
+        server_side_encryption: encryption.kind,
+        ssekms_key_id: encryption.key_id,
         bucket: Some(input.bucket.clone()),
         key: Some(input.key.clone()),
         location: Some(format!("/{}/{}", input.bucket, input.key)),

@@ -5,11 +5,12 @@ use karri_bulk::BulkStore;
 use s3s::S3Request;
 use s3s::dto::{CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, MetadataDirective, TaggingDirective};
 
-use crate::body::{self, Expected, Incoming, PUT_MAX, Stored};
+use crate::body::{self, Expected, Incoming, PUT_MAX, Seal, Stored};
 use crate::core::{Caller, CoreRef};
 use crate::digest::{Algorithm, ChecksumType};
 use crate::error::{Error, Kind, Result};
 use crate::ops::condition::{ReadConditions, WriteConditions};
+use crate::ops::encryption::{Asked, CustomerKey, Shown};
 use crate::ops::get::{ChecksumFields, Found, Selection, Wanted, etag, loop_until_whole, timestamp};
 use crate::ops::put::{Target, check_key, object_headers, object_of, publish};
 use crate::ops::{lock, tagging};
@@ -32,13 +33,14 @@ pub async fn source<B: BulkStore>(
     owner: Option<&str>,
     conditions: &ReadConditions,
     selection: &Selection,
+    customer: Option<&CustomerKey>,
 ) -> Result<Source> {
     let CopySource::Bucket { bucket, key, version_id } = source else {
         return Err(Error::new(Kind::NotImplemented, "Copying from access points is not supported."));
     };
     check_key(key)?;
     let which = Which::new(version_id.as_deref())?;
-    let wanted = Wanted { bucket, key, which, owner, conditions, selection, copying: true };
+    let wanted = Wanted { bucket, key, which, owner, conditions, selection, copying: true, customer };
     let (found, outgoing) = loop_until_whole(core, caller, &wanted).await?;
     Ok(Source { found, body: outgoing.boxed_local() })
 }
@@ -80,7 +82,8 @@ pub async fn copy_object<B: BulkStore>(
         input.object_lock_retain_until_date.as_ref(),
         input.object_lock_legal_hold_status.as_ref(),
     )?;
-    if same && !replace && attributes.storage_class.is_none() && attributes.website_redirect.is_none() {
+    let encrypts = input.server_side_encryption.is_some() || input.sse_customer_key.is_some();
+    if same && !replace && !encrypts && attributes.storage_class.is_none() && attributes.website_redirect.is_none() {
         return Err(Error::new(
             Kind::InvalidRequest,
             "This copy request is illegal because it is trying to copy an object to itself without changing the object's \
@@ -94,8 +97,25 @@ pub async fn copy_object<B: BulkStore>(
         ),
         None => None,
     };
+    let encrypt = Asked::new(
+        input.server_side_encryption.as_ref(),
+        input.ssekms_key_id.as_deref(),
+        CustomerKey::new(
+            input.sse_customer_algorithm.as_deref(),
+            input.sse_customer_key.as_deref(),
+            input.sse_customer_key_md5.as_deref(),
+        )?,
+    )?;
+    let keyed = core.fresh_key(&bucket.value, &encrypt).await?;
+    let from_customer = CustomerKey::new(
+        input.copy_source_sse_customer_algorithm.as_deref(),
+        input.copy_source_sse_customer_key.as_deref(),
+        input.copy_source_sse_customer_key_md5.as_deref(),
+    )?;
     let source_owner = input.expected_source_bucket_owner.as_deref();
-    let source = source(core, caller, &input.copy_source, source_owner, &conditions, &Selection::Whole).await?;
+    let source =
+        source(core, caller, &input.copy_source, source_owner, &conditions, &Selection::Whole, from_customer.as_ref())
+            .await?;
     let from = &source.found.object;
     if from.size > PUT_MAX {
         return Err(Error::new(
@@ -109,10 +129,11 @@ pub async fn copy_object<B: BulkStore>(
         ChecksumType::FullObject | ChecksumType::Composite => c.algorithm,
     });
     let keep = asked.or(of_source).unwrap_or(Algorithm::Crc64Nvme);
-    let expected = Expected { len: Some(from.size), keep: Some(keep), ..Expected::default() };
+    let seal = keyed.as_ref().map(|k| Seal::new(&k.secret));
+    let expected = Expected { len: Some(from.size), keep: Some(keep), seal, ..Expected::default() };
     let received = body::receive(core, source.body, &expected).await?;
     let mut object = object_of(core, caller, &received, &expected, kept);
-    object.lock = lock;
+    (object.lock, object.sealed) = (lock, keyed.map(|k| k.sealed));
     object.tags = if replace_tags { tags } else { from.tags.clone() };
     if let (Some(before), Some(after)) = (&from.checksum, &object.checksum)
         && (before.algorithm, before.kind) == (after.algorithm, after.kind)
@@ -125,7 +146,13 @@ pub async fn copy_object<B: BulkStore>(
     let version_id = publish(core, &target, bucket, &conditions, &mut object, &received.stored).await?;
     drop::<Stored<B>>(received.stored);
     let sums = ChecksumFields::of(object.checksum.as_ref());
+    let encryption = Shown::of(object.sealed.as_ref(), encrypt.customer());
     Ok(CopyObjectOutput {
+        server_side_encryption: encryption.kind,
+        ssekms_key_id: encryption.key_id,
+        sse_customer_algorithm: encryption.customer_algorithm,
+        sse_customer_key_md5: encryption.customer_md5,
+
         copy_object_result: Some(CopyObjectResult {
             e_tag: Some(etag(&object)),
             last_modified: timestamp(object.modified),

@@ -1,6 +1,7 @@
 //! GetObject and HeadObject: conditions, ranges, parts, checksums.
 
 use std::ops::Range as Span;
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue};
 use karri_base::clock::UnixMicros;
@@ -12,11 +13,13 @@ use s3s::dto::{
 };
 use time::OffsetDateTime;
 
-use crate::body::{self, Outgoing, Piece};
+use crate::body::{self, Outgoing, Piece, SealedPiece};
 use crate::core::{Access, Caller, CoreRef, Seen};
+use crate::crypt::Secret;
 use crate::digest::{Algorithm, Checksum};
 use crate::error::{Error, Kind, Result};
 use crate::ops::condition::ReadConditions;
+use crate::ops::encryption::{CustomerKey, Shown};
 use crate::ops::lock;
 use crate::record::{Data, Headers, Manifest, Object, Part};
 use crate::versions::{Which, id_shown};
@@ -31,6 +34,11 @@ pub async fn get_object<B: BulkStore>(
     input: GetObjectInput,
 ) -> Result<GetObjectOutput> {
     let which = Which::new(input.version_id.as_deref())?;
+    let customer = CustomerKey::new(
+        input.sse_customer_algorithm.as_deref(),
+        input.sse_customer_key.as_deref(),
+        input.sse_customer_key_md5.as_deref(),
+    )?;
     let conditions = ReadConditions {
         matches: input.if_match,
         none_match: input.if_none_match,
@@ -49,6 +57,7 @@ pub async fn get_object<B: BulkStore>(
             conditions: &conditions,
             selection: &selection,
             copying: false,
+            customer: customer.as_ref(),
         },
     )
     .await?;
@@ -58,6 +67,7 @@ pub async fn get_object<B: BulkStore>(
     core.shared.metrics.sent(found.span.end - found.span.start);
     let h = object.headers.clone();
     let (object_lock_mode, object_lock_retain_until_date, object_lock_legal_hold_status) = lock::fields(&object);
+    let encryption = Shown::of(object.sealed.as_ref(), customer.as_ref());
     Ok(GetObjectOutput {
         accept_ranges: Some("bytes".into()),
         body: Some(outgoing.into_blob()),
@@ -82,6 +92,10 @@ pub async fn get_object<B: BulkStore>(
         object_lock_mode,
         object_lock_retain_until_date,
         object_lock_legal_hold_status,
+        server_side_encryption: encryption.kind,
+        ssekms_key_id: encryption.key_id,
+        sse_customer_algorithm: encryption.customer_algorithm,
+        sse_customer_key_md5: encryption.customer_md5,
         storage_class: h.storage_class.map(StorageClass::from),
         tag_count: tag_count(&object),
         version_id: found.version_id,
@@ -97,6 +111,11 @@ pub async fn head_object<B: BulkStore>(
     input: HeadObjectInput,
 ) -> Result<S3Response<HeadObjectOutput>> {
     let which = Which::new(input.version_id.as_deref())?;
+    let customer = CustomerKey::new(
+        input.sse_customer_algorithm.as_deref(),
+        input.sse_customer_key.as_deref(),
+        input.sse_customer_key_md5.as_deref(),
+    )?;
     let conditions = ReadConditions {
         matches: input.if_match,
         none_match: input.if_none_match,
@@ -112,13 +131,15 @@ pub async fn head_object<B: BulkStore>(
         conditions: &conditions,
         selection: &selection,
         copying: false,
+        customer: customer.as_ref(),
     };
-    let (seen, version_id) = find(core, caller, &wanted).await?;
-    let found = locate(core, seen.value, &selection, false).await?.ok_or(Kind::NoSuchKey)?;
+    let Readable { seen, version_id, key } = find(core, caller, &wanted).await.map_err(absent)?;
+    let found = locate(core, seen.value, key.as_ref(), &selection, false).await?.ok_or(Kind::NoSuchKey)?;
     let object = found.object;
     let sums = ChecksumFields::asked(input.checksum_mode.as_ref(), found.checksum.as_ref());
     let h = object.headers.clone();
     let (object_lock_mode, object_lock_retain_until_date, object_lock_legal_hold_status) = lock::fields(&object);
+    let encryption = Shown::of(object.sealed.as_ref(), customer.as_ref());
     let tags = tag_count(&object);
     let mut response = S3Response::new(HeadObjectOutput {
         accept_ranges: Some("bytes".into()),
@@ -143,6 +164,10 @@ pub async fn head_object<B: BulkStore>(
         object_lock_mode,
         object_lock_retain_until_date,
         object_lock_legal_hold_status,
+        server_side_encryption: encryption.kind,
+        ssekms_key_id: encryption.key_id,
+        sse_customer_algorithm: encryption.customer_algorithm,
+        sse_customer_key_md5: encryption.customer_md5,
         storage_class: h.storage_class.map(StorageClass::from),
         version_id,
         website_redirect_location: h.website_redirect,
@@ -173,21 +198,28 @@ pub struct Wanted<'a> {
     pub selection: &'a Selection,
     /// True for a copy's source.
     pub copying: bool,
+    /// The customer's key, if the request has one.
+    pub customer: Option<&'a CustomerKey>,
+}
+
+/// An object that may be read.
+pub struct Readable {
+    /// Its record.
+    pub seen: Seen<Object>,
+    /// `x-amz-version-id`, where the bucket has versions.
+    pub version_id: Option<String>,
+    /// Its key, if it is encrypted.
+    pub key: Option<Secret>,
 }
 
 /// The object's record, if the caller may read it and the conditions hold.
-///
-/// With it `x-amz-version-id`, where the bucket has versions.
-pub async fn find<B: BulkStore>(
-    core: &CoreRef<B>,
-    caller: &Caller,
-    wanted: &Wanted<'_>,
-) -> Result<(Seen<Object>, Option<String>)> {
+pub async fn find<B: BulkStore>(core: &CoreRef<B>, caller: &Caller, wanted: &Wanted<'_>) -> Result<Readable> {
     let bucket = core.bucket(caller, wanted.bucket, wanted.owner, Access::Read).await?;
     let seen = core.version_to_read(bucket.value.id, wanted.key, wanted.which).await?.seen;
     wanted.conditions.check(&seen.value, wanted.copying)?;
-    let shown = id_shown(&bucket.value, &seen.value);
-    Ok((seen, shown))
+    let key = core.object_key(&bucket.value, seen.value.sealed.as_ref(), wanted.customer).await?;
+    let version_id = id_shown(&bucket.value, &seen.value);
+    Ok(Readable { seen, version_id, key })
 }
 
 /// Finds an object and opens its data; reads the record again when the data went away in between.
@@ -197,16 +229,17 @@ pub async fn loop_until_whole<B: BulkStore>(
     wanted: &Wanted<'_>,
 ) -> Result<(Found, Outgoing)> {
     for _ in 0..RETRIES {
-        let (seen, version_id) = find(core, caller, wanted).await?;
+        let Readable { seen, version_id, key } = find(core, caller, wanted).await?;
         let raw = seen.raw.clone();
-        let Some(found) = locate(core, seen.value, wanted.selection, true).await? else { continue };
+        let found = locate(core, seen.value, key.as_ref(), wanted.selection, true).await?;
+        let Some(found) = found else { continue };
         let found = Found { version_id, ..found };
         match body::open(core, found.pieces.clone()).await? {
             Ok(outgoing) => return Ok((found, outgoing)),
             Err(body::Gone) => {
                 // Still named by the same record: then it is not a race but a loss, and must not look like one.
-                let (again, _) = find(core, caller, wanted).await?;
-                if again.raw == raw {
+                let again = find(core, caller, wanted).await?;
+                if again.seen.raw == raw {
                     return Err(Error::new(Kind::InternalError, "The object's data is missing from the store."));
                 }
             }
@@ -271,6 +304,7 @@ pub struct Found {
 pub async fn locate<B: BulkStore>(
     core: &CoreRef<B>,
     object: Object,
+    key: Option<&Secret>,
     selection: &Selection,
     data: bool,
 ) -> Result<Option<Found>> {
@@ -301,7 +335,7 @@ pub async fn locate<B: BulkStore>(
     };
     let partial = !matches!(selection, Selection::Whole) && size > 0;
     let content_range = partial.then(|| format!("bytes {}-{}/{size}", span.start, span.end - 1));
-    let pieces = if data { pieces(&object.data, manifest.as_ref(), &span) } else { vec![] };
+    let pieces = if data { pieces(&object, key, manifest.as_ref(), &span) } else { vec![] };
     Ok(Some(Found { object, span, content_range, checksum, parts_count, pieces, version_id: None }))
 }
 
@@ -321,24 +355,32 @@ fn part_of(manifest: &Manifest, n: u16) -> Option<(Span<u64>, &Part)> {
 }
 
 /// Where the bytes of a span are.
-pub fn pieces(data: &Data, manifest: Option<&Manifest>, span: &Span<u64>) -> Vec<Piece> {
+///
+/// `key`: the object's, if it is encrypted.
+pub fn pieces(object: &Object, key: Option<&Secret>, manifest: Option<&Manifest>, span: &Span<u64>) -> Vec<Piece> {
     let len = span.end - span.start;
     if len == 0 {
         return vec![];
     }
-    let piece = |data: &Data, from: u64, len: u64| match data {
-        Data::Inline(id) => Some(Piece::Inline(*id, from, len)),
-        Data::Blob(id) => Some(Piece::Blob(*id, from, len)),
-        Data::Empty | Data::Manifest(_) => None,
+    let piece = |data: Data, salt: Option<[u8; 16]>, size: u64, from: u64, len: u64| match (data, key.zip(salt)) {
+        (Data::Inline(_) | Data::Blob(_), Some((key, salt))) => {
+            let cipher = Arc::new(key.body(&salt));
+            Some(Piece::Sealed(SealedPiece { data, cipher, size, from, len }))
+        }
+        (Data::Inline(id), None) => Some(Piece::Inline(id, from, len)),
+        (Data::Blob(id), None) => Some(Piece::Blob(id, from, len)),
+        (Data::Empty | Data::Manifest(_), _) => None,
     };
-    let Some(manifest) = manifest else { return piece(data, span.start, len).into_iter().collect() };
+    let Some(manifest) = manifest else {
+        return piece(object.data, object.salt, object.size, span.start, len).into_iter().collect();
+    };
     let mut start = 0;
     let mut out = Vec::new();
     for part in &manifest.parts {
         let end = start + part.size;
         let (from, to) = (span.start.max(start), span.end.min(end));
         if from < to {
-            out.extend(piece(&part.data, from - start, to - from));
+            out.extend(piece(part.data, part.salt, part.size, from - start, to - from));
         }
         start = end;
         if start >= span.end {
@@ -346,6 +388,17 @@ pub fn pieces(data: &Data, manifest: Option<&Manifest>, span: &Span<u64>) -> Vec
         }
     }
     out
+}
+
+/// What HEAD says of an object that is not there: it has no body to say it in. S3 says the header for markers only; RGW
+/// and its clients know it for absence, too.
+fn absent(e: Error) -> Error {
+    if e.kind != Kind::NoSuchKey || e.headers.is_some() {
+        return e;
+    }
+    let mut headers = HeaderMap::new();
+    headers.insert("x-amz-delete-marker", HeaderValue::from_static("false"));
+    Error { headers: Some(Box::new(headers)), ..e }
 }
 
 fn tag_count(object: &Object) -> Option<i32> {

@@ -1,6 +1,5 @@
 //! ListObjects and ListObjectsV2 over [`crate::list::Walk`].
 
-use bytes::Bytes;
 use karri_bulk::BulkStore;
 use karri_meta::Scan;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -37,7 +36,7 @@ pub async fn list_objects<B: BulkStore>(
     let (entries, more) = walk(core, bucket.value.id, &prefix, &delimiter, &start, max).await?;
     // S3 tells where to go on only with a delimiter; without one the last key does.
     let next_marker = entries.last().filter(|_| more && !delimiter.is_empty()).map(|e| encode.bytes(e.name()));
-    let (contents, prefixes) = lines(entries, &encode, true)?;
+    let (contents, prefixes) = lines(entries, &encode, true);
     Ok(ListObjectsOutput {
         name: Some(input.bucket),
         prefix: Some(encode.text(&prefix)),
@@ -77,7 +76,7 @@ pub async fn list_objects_v2<B: BulkStore>(
     let (entries, more) = walk(core, id, &prefix, &delimiter, &start, max).await?;
     let next = entries.last().filter(|_| more).map(|e| token::seal(&core.shared.token_key, &scope, e.name()));
     let count = entries.len() as i32;
-    let (contents, prefixes) = lines(entries, &encode, input.fetch_owner.unwrap_or(false))?;
+    let (contents, prefixes) = lines(entries, &encode, input.fetch_owner.unwrap_or(false));
     Ok(ListObjectsV2Output {
         name: Some(input.bucket),
         prefix: Some(encode.text(&prefix)),
@@ -103,7 +102,7 @@ async fn walk<B: BulkStore>(
     delimiter: &str,
     start: &Start,
     max: usize,
-) -> Result<(Vec<Entry<Bytes>>, bool)> {
+) -> Result<(Vec<Entry<Object>>, bool)> {
     let before = keys::object(bucket, b"");
     let whole = keys::objects_of(bucket);
     let mut walk = Walk::new(prefix.as_bytes(), delimiter.as_bytes(), start, max);
@@ -112,19 +111,21 @@ async fn walk<B: BulkStore>(
         // A start at or past the end: nothing.
         let found =
             if range.start < range.end { core.meta.scan(Scan { range, limit, reverse: false }).await? } else { vec![] };
-        let found = found.into_iter().map(|(key, value)| (key.slice(before.len()..), value));
-        walk.feed_shown(found, |raw| Ok::<_, Error>(!Object::decode(raw)?.marker))?;
+        let mut objects = Vec::with_capacity(found.len());
+        for (key, raw) in found {
+            objects.push((key.slice(before.len()..), Object::decode(&raw)?));
+        }
+        walk.feed_shown(objects, |object| !object.marker);
     }
     Ok(walk.finish())
 }
 
-fn lines(entries: Vec<Entry<Bytes>>, encode: &Encode, with_owner: bool) -> Result<(Vec<DtoObject>, Vec<CommonPrefix>)> {
+fn lines(entries: Vec<Entry<Object>>, encode: &Encode, with_owner: bool) -> (Vec<DtoObject>, Vec<CommonPrefix>) {
     let (mut contents, mut prefixes) = (Vec::with_capacity(entries.len()), Vec::new());
     for entry in entries {
         match entry {
             Entry::Prefix(prefix) => prefixes.push(CommonPrefix { prefix: Some(encode.bytes(&prefix)) }),
-            Entry::Key(key, raw) => {
-                let object = Object::decode(&raw)?;
+            Entry::Key(key, object) => {
                 let checksum = object.checksum.as_ref();
                 contents.push(DtoObject {
                     key: Some(encode.bytes(&key)),
@@ -143,7 +144,7 @@ fn lines(entries: Vec<Entry<Bytes>>, encode: &Encode, with_owner: bool) -> Resul
             }
         }
     }
-    Ok((contents, prefixes))
+    (contents, prefixes)
 }
 
 /// max-keys: 0 to 1,000; above is 1,000.

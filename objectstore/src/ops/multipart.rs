@@ -16,20 +16,21 @@ use s3s::dto::{
     Part as DtoPart, Range, StorageClass, UploadPartCopyInput, UploadPartCopyOutput, UploadPartInput, UploadPartOutput,
 };
 
-use crate::body::{self, Expected, PUT_MAX, Received};
+use crate::body::{self, Expected, PUT_MAX, Received, Seal};
 use crate::core::{Access, Caller, CoreRef, RETRIES, Seen, retire_blob};
 use crate::digest::{Algorithm, ChecksumType};
 use crate::error::{Error, Kind, Result};
-use crate::keys::{self, BucketId, DataId};
+use crate::keys::{self, DataId};
 use crate::list::common_prefix;
 use crate::ops::bucket::owner;
 use crate::ops::condition::ReadConditions;
+use crate::ops::encryption::{Asked, CustomerKey, Shown};
 use crate::ops::get::{ChecksumFields, Selection, timestamp};
 use crate::ops::list_objects::{Encode, page};
 use crate::ops::put::{check_key, object_headers};
 use crate::ops::{copy, lock, tagging};
 use crate::reclaim::close_upload;
-use crate::record::{Data, Part, Upload};
+use crate::record::{Bucket, Data, Part, Upload};
 
 /// CreateMultipartUpload.
 pub async fn create_multipart_upload<B: BulkStore>(
@@ -55,6 +56,15 @@ pub async fn create_multipart_upload<B: BulkStore>(
             "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.",
         ));
     }
+    let encrypt = Asked::new(
+        input.server_side_encryption.as_ref(),
+        input.ssekms_key_id.as_deref(),
+        CustomerKey::new(
+            input.sse_customer_algorithm.as_deref(),
+            input.sse_customer_key.as_deref(),
+            input.sse_customer_key_md5.as_deref(),
+        )?,
+    )?;
     let tags = tagging::of_header(input.tagging.as_deref())?;
     let expected_owner = input.expected_bucket_owner.as_deref();
     let bucket = core.bucket(caller, &input.bucket, expected_owner, Access::Write).await?;
@@ -65,6 +75,8 @@ pub async fn create_multipart_upload<B: BulkStore>(
         input.object_lock_retain_until_date.as_ref(),
         input.object_lock_legal_hold_status.as_ref(),
     )?;
+    let sealed = core.fresh_key(&bucket.value, &encrypt).await?.map(|k| k.sealed);
+    let encryption = Shown::of(sealed.as_ref(), encrypt.customer());
     let upload = Upload {
         initiated: core.now(),
         owner: caller.account().to_owned(),
@@ -75,6 +87,7 @@ pub async fn create_multipart_upload<B: BulkStore>(
         headers: attributes,
         tags,
         lock,
+        sealed,
     };
     let record = upload.encode();
     for _ in 0..RETRIES {
@@ -86,6 +99,11 @@ pub async fn create_multipart_upload<B: BulkStore>(
         match core.commit(batch).await {
             Ok(()) => {
                 return Ok(CreateMultipartUploadOutput {
+                    server_side_encryption: encryption.kind,
+                    ssekms_key_id: encryption.key_id,
+                    sse_customer_algorithm: encryption.customer_algorithm,
+                    sse_customer_key_md5: encryption.customer_md5,
+
                     bucket: Some(input.bucket),
                     key: Some(input.key),
                     upload_id: Some(id.to_hex()),
@@ -132,7 +150,7 @@ pub struct Open {
     /// Its id.
     pub id: DataId,
     /// Its bucket.
-    pub bucket: BucketId,
+    pub bucket: Bucket,
     /// Its record.
     pub seen: Seen<Upload>,
 }
@@ -149,13 +167,14 @@ pub async fn find<B: BulkStore>(
 ) -> Result<Open> {
     let bucket = core.bucket(caller, bucket, owner, access).await?;
     let id = DataId::from_hex(upload_id).ok_or(Kind::NoSuchUpload)?;
-    find_in(core, bucket.value.id, key, id).await?.ok_or_else(|| Kind::NoSuchUpload.into())
+    find_in(core, &bucket.value, key, id).await?.ok_or_else(|| Kind::NoSuchUpload.into())
 }
 
 /// Finds an open upload of a bucket.
-pub async fn find_in<B: BulkStore>(core: &CoreRef<B>, bucket: BucketId, key: &str, id: DataId) -> Result<Option<Open>> {
-    let store_key = keys::upload(bucket, key.as_bytes(), id);
+pub async fn find_in<B: BulkStore>(core: &CoreRef<B>, bucket: &Bucket, key: &str, id: DataId) -> Result<Option<Open>> {
+    let store_key = keys::upload(bucket.id, key.as_bytes(), id);
     let Some(raw) = core.meta.get(store_key.clone()).await? else { return Ok(None) };
+    let bucket = bucket.clone();
     Ok(Some(Open { key: store_key, id, bucket, seen: Seen { value: Upload::decode(&raw)?, raw } }))
 }
 
@@ -186,11 +205,24 @@ pub async fn upload_part<B: BulkStore>(
     }
     let answer = expected.sent().or((!implicit).then_some(algorithm));
     expected.keep = Some(algorithm);
+    let customer = CustomerKey::new(
+        input.sse_customer_algorithm.as_deref(),
+        input.sse_customer_key.as_deref(),
+        input.sse_customer_key_md5.as_deref(),
+    )?;
+    let key = core.object_key(&upload.bucket, upload.seen.value.sealed.as_ref(), customer.as_ref()).await?;
+    expected.seal = key.as_ref().map(Seal::new);
+    let encryption = Shown::of(upload.seen.value.sealed.as_ref(), customer.as_ref());
     let received = body::receive(core, body::incoming(input.body), &expected).await?;
-    let part = put_part(core, &upload, number, &received, algorithm).await?;
+    let part = put_part(core, &upload, number, &received, &expected).await?;
     let sum = answer.and_then(|a| received.digests.checksum(a));
     let sums = ChecksumFields::of(sum.as_ref());
     Ok(UploadPartOutput {
+        server_side_encryption: encryption.kind,
+        ssekms_key_id: encryption.key_id,
+        sse_customer_algorithm: encryption.customer_algorithm,
+        sse_customer_key_md5: encryption.customer_md5,
+
         e_tag: Some(part_etag(&part)),
         checksum_crc32: sums.crc32,
         checksum_crc32c: sums.crc32c,
@@ -221,7 +253,21 @@ pub async fn upload_part_copy<B: BulkStore>(
         Some(text) => Selection::Range(copy_range(text)?),
     };
     let source_owner = input.expected_source_bucket_owner.as_deref();
-    let source = copy::source(core, caller, &input.copy_source, source_owner, &conditions, &selection).await?;
+    let from_customer = CustomerKey::new(
+        input.copy_source_sse_customer_algorithm.as_deref(),
+        input.copy_source_sse_customer_key.as_deref(),
+        input.copy_source_sse_customer_key_md5.as_deref(),
+    )?;
+    let customer = CustomerKey::new(
+        input.sse_customer_algorithm.as_deref(),
+        input.sse_customer_key.as_deref(),
+        input.sse_customer_key_md5.as_deref(),
+    )?;
+    let key = core.object_key(&upload.bucket, upload.seen.value.sealed.as_ref(), customer.as_ref()).await?;
+    let encryption = Shown::of(upload.seen.value.sealed.as_ref(), customer.as_ref());
+    let source =
+        copy::source(core, caller, &input.copy_source, source_owner, &conditions, &selection, from_customer.as_ref())
+            .await?;
     let copy_source_version_id = source.found.version_id.clone();
     let span = source.found.span.clone();
     // Where a GET cuts a range at the object's end, a copy refuses it.
@@ -237,11 +283,17 @@ pub async fn upload_part_copy<B: BulkStore>(
         return Err(Kind::EntityTooLarge.into());
     }
     let algorithm = upload.seen.value.algorithm;
-    let expected = Expected { len: Some(span.end - span.start), keep: Some(algorithm), ..Expected::default() };
+    let seal = key.as_ref().map(Seal::new);
+    let expected = Expected { len: Some(span.end - span.start), keep: Some(algorithm), seal, ..Expected::default() };
     let received = body::receive(core, source.body, &expected).await?;
-    let part = put_part(core, &upload, number, &received, algorithm).await?;
+    let part = put_part(core, &upload, number, &received, &expected).await?;
     let sums = ChecksumFields::of(part.checksum.as_ref().filter(|_| !upload.seen.value.implicit));
     Ok(UploadPartCopyOutput {
+        server_side_encryption: encryption.kind,
+        ssekms_key_id: encryption.key_id,
+        sse_customer_algorithm: encryption.customer_algorithm,
+        sse_customer_key_md5: encryption.customer_md5,
+
         copy_part_result: Some(CopyPartResult {
             e_tag: Some(part_etag(&part)),
             last_modified: timestamp(part.modified),
@@ -274,7 +326,7 @@ async fn put_part<B: BulkStore>(
     upload: &Open,
     number: u16,
     received: &Received<B>,
-    algorithm: Algorithm,
+    expected: &Expected,
 ) -> Result<Part> {
     let part = Part {
         number,
@@ -282,7 +334,8 @@ async fn put_part<B: BulkStore>(
         modified: core.now(),
         md5: received.digests.md5,
         data: received.stored.data(),
-        checksum: received.digests.checksum(algorithm),
+        checksum: expected.keep.and_then(|a| received.digests.checksum(a)),
+        salt: expected.seal.as_ref().map(|s| s.salt),
     };
     let key = keys::part(upload.id, number);
     let record = part.encode();

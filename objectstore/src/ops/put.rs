@@ -7,12 +7,13 @@ use s3s::S3Request;
 use s3s::dto::{Metadata, PutObjectInput, PutObjectOutput, Timestamp};
 use time::OffsetDateTime;
 
-use crate::body::{self, Expected, Received, Stored};
+use crate::body::{self, Expected, Received, Seal, Stored};
 use crate::core::{Caller, Core, CoreRef, RETRIES, Seen};
 use crate::digest::Algorithm;
 use crate::error::{Error, Kind, Result};
 use crate::keys;
 use crate::ops::condition::WriteConditions;
+use crate::ops::encryption::{Asked, CustomerKey, Shown};
 use crate::ops::get::{ChecksumFields, etag};
 use crate::ops::{lock, tagging};
 use crate::record::{Bucket, Headers, Object};
@@ -42,18 +43,35 @@ pub async fn put_object<B: BulkStore>(
         input.object_lock_retain_until_date.as_ref(),
         input.object_lock_legal_hold_status.as_ref(),
     )?;
+    let encrypt = Asked::new(
+        input.server_side_encryption.as_ref(),
+        input.ssekms_key_id.as_deref(),
+        CustomerKey::new(
+            input.sse_customer_algorithm.as_deref(),
+            input.sse_customer_key.as_deref(),
+            input.sse_customer_key_md5.as_deref(),
+        )?,
+    )?;
+    let keyed = core.fresh_key(&bucket.value, &encrypt).await?;
     let conditions = WriteConditions::new(input.if_match, input.if_none_match);
     let mut expected = Expected::of(&headers, input.content_length, trailing_headers)?;
     expected.keep.get_or_insert(Algorithm::Crc64Nvme);
+    expected.seal = keyed.as_ref().map(|k| Seal::new(&k.secret));
     let received = body::receive(core, body::incoming(input.body), &expected).await?;
     let mut object = object_of(core, caller, &received, &expected, attributes);
-    (object.tags, object.lock) = (tags, lock);
+    (object.tags, object.lock, object.sealed) = (tags, lock, keyed.map(|k| k.sealed));
     let target =
         Target { caller, bucket: &input.bucket, key: &input.key, owner: input.expected_bucket_owner.as_deref() };
     let version_id = publish(core, &target, bucket, &conditions, &mut object, &received.stored).await?;
     let sums = ChecksumFields::of(object.checksum.as_ref());
+    let encryption = Shown::of(object.sealed.as_ref(), encrypt.customer());
     Ok(PutObjectOutput {
         version_id,
+        server_side_encryption: encryption.kind,
+        ssekms_key_id: encryption.key_id,
+        sse_customer_algorithm: encryption.customer_algorithm,
+        sse_customer_key_md5: encryption.customer_md5,
+
         e_tag: Some(etag(&object)),
         checksum_crc32: sums.crc32,
         checksum_crc32c: sums.crc32c,
@@ -82,6 +100,7 @@ pub fn object_of<B: BulkStore>(
         checksum: expected.keep.and_then(|a| received.digests.checksum(a)),
         headers,
         owner: caller.account().to_owned(),
+        salt: expected.seal.as_ref().map(|s| s.salt),
         ..Object::default()
     }
 }

@@ -13,7 +13,7 @@ use karri_bulk::BlobId;
 use crate::digest::{Algorithm, Checksum, ChecksumType};
 use crate::keys::{BucketId, DataId};
 use codec::{Damage, Fields, Writer, array, number, text, unknown, wanted};
-pub use state::{BucketLock, Mode, ObjectLock, Period, Retention, Tags, Versioning};
+pub use state::{BucketLock, Holder, Mode, ObjectLock, Period, Retention, Sealed, Tags, Versioning};
 
 /// `B`: a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub struct Bucket {
     pub versioning: Versioning,
     /// Object lock, once it is enabled.
     pub lock: Option<BucketLock>,
+    /// How objects are encrypted whose upload does not say.
+    pub encryption: Option<Holder>,
 }
 
 /// `O`: an object's current version; `V`: an older one.
@@ -65,6 +67,10 @@ pub struct Object {
     pub tags: Tags,
     /// Retention and legal hold.
     pub lock: ObjectLock,
+    /// Its key, if it is encrypted.
+    pub sealed: Option<Sealed>,
+    /// Of its data, if that is encrypted and in one piece.
+    pub salt: Option<[u8; 16]>,
 }
 
 impl Default for Object {
@@ -83,6 +89,8 @@ impl Default for Object {
             null_at: None,
             tags: Tags::default(),
             lock: ObjectLock::default(),
+            sealed: None,
+            salt: None,
         }
     }
 }
@@ -158,6 +166,8 @@ pub struct Upload {
     pub tags: Tags,
     /// For the object.
     pub lock: ObjectLock,
+    /// The object's key, if it is to be encrypted.
+    pub sealed: Option<Sealed>,
 }
 
 /// `P`: a part of an open upload; and a line of `M`.
@@ -175,6 +185,8 @@ pub struct Part {
     pub data: Data,
     /// In the upload's algorithm.
     pub checksum: Option<Checksum>,
+    /// Of its data, if that is encrypted.
+    pub salt: Option<[u8; 16]>,
 }
 
 /// `M`: the parts that an object is made of, in order.
@@ -200,13 +212,16 @@ impl Bucket {
         if let Some(lock) = &self.lock {
             lock.write(&mut w);
         }
+        if let Some(holder) = &self.encryption {
+            w.field(9, &holder.bytes(&[]));
+        }
         w.finish()
     }
     /// From what is stored.
     pub fn decode(record: &[u8]) -> Result<Self, Damage> {
         let mut fields = Fields::open(b'B', record)?;
         let (mut id, mut owner, mut created, mut region, mut deleting, mut fence) = (None, None, None, None, false, 0);
-        let (mut versioning, mut lock) = (Versioning::Never, None);
+        let (mut versioning, mut lock, mut encryption) = (Versioning::Never, None, None);
         while let Some((tag, bytes)) = fields.pull()? {
             match tag {
                 1 => id = Some(BucketId(number(tag, bytes)?)),
@@ -217,6 +232,10 @@ impl Bucket {
                 6 => fence = number(tag, bytes)?,
                 7 => versioning = Versioning::read(bytes)?,
                 8 => lock = Some(BucketLock::read(bytes)?),
+                9 => {
+                    let (code, id) = bytes.split_first().ok_or(Damage::Field { tag, why: "is empty" })?;
+                    encryption = Some(Holder::parse(tag, *code, id)?);
+                }
                 _ => unknown(tag)?,
             }
         }
@@ -229,6 +248,7 @@ impl Bucket {
             fence,
             versioning,
             lock,
+            encryption,
         })
     }
 }
@@ -255,6 +275,12 @@ impl Object {
         }
         self.tags.write(&mut w);
         self.lock.write(&mut w);
+        if let Some(sealed) = &self.sealed {
+            sealed.write(&mut w);
+        }
+        if let Some(salt) = &self.salt {
+            w.field(34, salt);
+        }
         w.finish()
     }
     /// From what is stored.
@@ -264,6 +290,7 @@ impl Object {
         let mut headers = Headers::default();
         let (mut version, mut marker, mut null_at) = (None, false, None);
         let (mut tags, mut lock) = (Tags::default(), ObjectLock::default());
+        let (mut sealed, mut salt) = (None, None);
         while let Some((tag, bytes)) = fields.pull()? {
             match tag {
                 1 => size = Some(number(tag, bytes)?),
@@ -275,6 +302,8 @@ impl Object {
                 25 => version = Some(DataId(array(tag, bytes)?)),
                 26 => marker = true,
                 27 => null_at = Some(UnixMicros(number(tag, bytes)?)),
+                33 => sealed = Some(Sealed::read(bytes)?),
+                34 => salt = Some(array(tag, bytes)?),
                 _ if headers.read(tag, bytes)? || tags.read(tag, bytes)? || lock.read(tag, bytes)? => {}
                 _ => unknown(tag)?,
             }
@@ -294,6 +323,8 @@ impl Object {
             null_at,
             tags,
             lock,
+            sealed,
+            salt,
         })
     }
 }
@@ -309,6 +340,9 @@ impl Upload {
         self.headers.write(&mut w);
         self.tags.write(&mut w);
         self.lock.write(&mut w);
+        if let Some(sealed) = &self.sealed {
+            sealed.write(&mut w);
+        }
         w.finish()
     }
     /// From what is stored.
@@ -316,9 +350,10 @@ impl Upload {
         let mut fields = Fields::open(b'U', record)?;
         let (mut initiated, mut owner, mut initiator, mut checksum) = (None, None, None, None);
         let mut headers = Headers::default();
-        let (mut tags, mut lock) = (Tags::default(), ObjectLock::default());
+        let (mut tags, mut lock, mut sealed) = (Tags::default(), ObjectLock::default(), None);
         while let Some((tag, bytes)) = fields.pull()? {
             match tag {
+                33 => sealed = Some(Sealed::read(bytes)?),
                 2 => initiated = Some(UnixMicros(number(tag, bytes)?)),
                 6 => owner = Some(text(tag, bytes)?),
                 7 => initiator = Some(text(tag, bytes)?),
@@ -342,6 +377,7 @@ impl Upload {
             headers,
             tags,
             lock,
+            sealed,
         })
     }
 }
@@ -353,11 +389,14 @@ impl Part {
         put_md5(w, self.md5, None);
         put_data(w, &self.data);
         put_checksum(w, self.checksum.as_ref());
+        if let Some(salt) = &self.salt {
+            w.field(34, salt);
+        }
         // The number comes last: it ends a part in a manifest.
         w.number(9, self.number.into());
     }
     fn read(fields: &mut Fields<'_>) -> Result<Option<Self>, Damage> {
-        let (mut size, mut modified, mut md5, mut data, mut checksum) = (None, None, None, None, None);
+        let (mut size, mut modified, mut md5, mut data, mut checksum, mut salt) = (None, None, None, None, None, None);
         while let Some((tag, bytes)) = fields.pull()? {
             match tag {
                 1 => size = Some(number(tag, bytes)?),
@@ -365,6 +404,7 @@ impl Part {
                 3 => md5 = Some(get_md5(bytes)?.0),
                 4 => data = Some(get_data(bytes)?),
                 5 => checksum = Some(get_checksum(bytes)?),
+                34 => salt = Some(array(tag, bytes)?),
                 9 => {
                     let number = u16::try_from(number(tag, bytes)?);
                     return Ok(Some(Self {
@@ -374,6 +414,7 @@ impl Part {
                         md5: wanted(3, md5)?,
                         data: wanted(4, data)?,
                         checksum,
+                        salt,
                     }));
                 }
                 _ => unknown(tag)?,
@@ -582,6 +623,7 @@ mod tests {
             fence: 3,
             versioning: Versioning::Never,
             lock: None,
+            encryption: None,
         };
         assert_eq!(Bucket::decode(&bucket.encode()).unwrap(), bucket);
         let default = Some((Mode::Governance, Period::Years(3)));
@@ -589,6 +631,13 @@ mod tests {
         assert_eq!(Bucket::decode(&bucket.encode()).unwrap(), bucket);
         let bucket = Bucket { versioning: Versioning::Enabled, lock: Some(BucketLock { default: None }), ..bucket };
         assert_eq!(Bucket::decode(&bucket.encode()).unwrap(), bucket);
+        for holder in [Holder::Walrus, Holder::Service("k".into()), Holder::Customer] {
+            let bucket = Bucket { encryption: Some(holder.clone()), ..bucket.clone() };
+            assert_eq!(Bucket::decode(&bucket.encode()).unwrap(), bucket);
+            let sealed = Some(Sealed { holder, wrapped: [7; crate::crypt::WRAPPED] });
+            let object = Object { sealed, salt: Some([8; 16]), ..example() };
+            assert_eq!(Object::decode(&object.encode()).unwrap(), object);
+        }
         assert_eq!(Object::decode(&version_example().encode()).unwrap(), version_example());
         let marker = Object { marker: true, owner: "1".into(), ..Object::default() };
         assert_eq!(Object::decode(&marker.encode()).unwrap(), marker);
@@ -599,9 +648,10 @@ mod tests {
             md5: [3; 16],
             data: Data::Blob(BlobId(99)),
             checksum: example().checksum,
+            salt: Some([6; 16]),
         };
         assert_eq!(Part::decode(&part.encode()).unwrap(), part);
-        let manifest = Manifest { parts: vec![part.clone(), Part { number: 2, checksum: None, ..part }] };
+        let manifest = Manifest { parts: vec![part.clone(), Part { number: 2, checksum: None, salt: None, ..part }] };
         assert_eq!(Manifest::decode(&manifest.encode()).unwrap(), manifest);
         let upload = Upload {
             initiated: UnixMicros(4),
@@ -613,6 +663,7 @@ mod tests {
             headers: example().headers,
             tags: version_example().tags,
             lock: version_example().lock,
+            sealed: Some(Sealed { holder: Holder::Customer, wrapped: [7; crate::crypt::WRAPPED] }),
         };
         assert_eq!(Upload::decode(&upload.encode()).unwrap(), upload);
         let object = Object { parts: Some(128), data: Data::Manifest(DataId([5; 16])), ..example() };

@@ -3,6 +3,7 @@
 use karri_base::clock::UnixMicros;
 
 use super::codec::{Damage, Writer, array, number, text};
+use crate::crypt::WRAPPED;
 
 /// Whether a bucket keeps versions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -164,6 +165,68 @@ impl ObjectLock {
     pub fn forbids_deletion(&self, now: UnixMicros, bypass: bool) -> bool {
         let retained = self.retention.is_some_and(|r| r.until > now && !(bypass && r.mode == Mode::Governance));
         retained || self.hold == Some(true)
+    }
+}
+
+/// Who holds the key that an object's key is wrapped with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// Walrus's own key: SSE-S3.
+    Walrus,
+    /// A key of the local key service, by its id: SSE-KMS.
+    Service(String),
+    /// The customer: SSE-C.
+    Customer,
+}
+
+impl Holder {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Walrus => 1,
+            Self::Service(_) => 2,
+            Self::Customer => 3,
+        }
+    }
+    /// What a wrapped key is authenticated with.
+    pub fn about(&self) -> &'static [u8] {
+        match self {
+            Self::Walrus => b"SSE-S3",
+            Self::Service(_) => b"SSE-KMS",
+            Self::Customer => b"SSE-C",
+        }
+    }
+    pub(super) fn bytes(&self, more: &[u8]) -> Vec<u8> {
+        let id = if let Self::Service(id) = self { id.as_bytes() } else { &[] };
+        [&[self.code()], more, id].concat()
+    }
+    pub(super) fn parse(tag: u8, code: u8, id: &[u8]) -> Result<Self, Damage> {
+        match code {
+            1 => Ok(Self::Walrus),
+            2 => Ok(Self::Service(text(tag, id)?)),
+            3 => Ok(Self::Customer),
+            _ => Err(Damage::Field { tag, why: "names no known holder" }),
+        }
+    }
+}
+
+/// An object's key, wrapped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealed {
+    /// Whose key it is wrapped with.
+    pub holder: Holder,
+    /// The wrapped key.
+    pub wrapped: [u8; WRAPPED],
+}
+
+impl Sealed {
+    pub(super) fn write(&self, w: &mut Writer) {
+        w.field(33, &self.holder.bytes(&self.wrapped));
+    }
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, Damage> {
+        let short = Damage::Field { tag: 33, why: "has the wrong length" };
+        let (code, rest) = bytes.split_first().ok_or(short.clone())?;
+        let (wrapped, id) = rest.split_first_chunk::<WRAPPED>().ok_or(short)?;
+        Ok(Self { holder: Holder::parse(33, *code, id)?, wrapped: *wrapped })
     }
 }
 

@@ -113,8 +113,13 @@ fn two_cores_serve_one_store() {
     let account = "000000000001".parse().unwrap();
     let key = Key { access_key_id: ACCESS.into(), secret: SECRET.into(), account, arn: "arn:aws:iam::1:root".into() };
     let meta = karri_meta::rocks::RocksStore::open(dir.path().join("meta"), &karri_meta::rocks::Options::default());
-    let options =
-        ServeOptions::new(anywhere(), dir.path().join("objects"), Arc::new(meta.unwrap()), KeyRing::new([key]));
+    let options = ServeOptions::new(
+        anywhere(),
+        dir.path().join("objects"),
+        Arc::new(meta.unwrap()),
+        KeyRing::new([key]),
+        karri_objectstore::crypt::Secret([5; 32]),
+    );
     let walrus = match karri_objectstore::serve(ServeOptions { cores: 2, store_bytes: 1 << 30, ..options }) {
         Ok(walrus) => walrus,
         Err(StartError::Engine(e)) => return eprintln!("SKIPPED: io_uring cannot be used here: {e}"),

@@ -15,6 +15,7 @@ use karri_bulk::memory::MemoryBulk;
 use karri_meta::MetaStore;
 use karri_meta::memory::MemoryStore;
 use karri_objectstore::core::{Core, CoreRef, Shared};
+use karri_objectstore::crypt::Secret;
 use karri_objectstore::front::Front;
 use karri_objectstore::metrics::Metrics;
 use sha2::{Digest, Sha256};
@@ -54,7 +55,9 @@ impl<B: BulkStore> Walrus<B> {
     pub async fn over(meta: MemoryStore, bulk: B) -> Self {
         let dynamic: Arc<dyn MetaStore> = Arc::new(meta.clone());
         let shared =
-            Shared::open(&dynamic, Arc::new(SystemClock), "us-east-1".into(), Metrics::default()).await.unwrap();
+            Shared::open(&dynamic, Arc::new(SystemClock), "us-east-1".into(), Metrics::default(), Secret([5; 32]))
+                .await
+                .unwrap();
         let core = Core::new(dynamic, bulk.clone(), shared);
         let front = Front::new(&core, &ring());
         Self { meta, bulk, core, front }

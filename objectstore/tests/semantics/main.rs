@@ -5,6 +5,7 @@ mod buckets;
 mod client;
 mod crash;
 mod crash_versions;
+mod encryption;
 mod listing;
 mod multipart;
 mod objects;

@@ -77,6 +77,30 @@ fn ranges() {
 }
 
 #[test]
+fn renaming() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/bucket", "").await.ok();
+        let body = data(100_000);
+        let etag = w.put("/bucket/a", body.clone()).await.ok().header("etag").to_owned();
+        w.put("/bucket/b", data(80_000)).await.ok();
+        let rename =
+            |to: &str| w.req("PUT", &format!("/bucket/{to}?renameObject")).header("x-amz-rename-source", "/bucket/a");
+        rename("b").header("if-none-match", "*").send().await.is(412, "PreconditionFailed");
+        rename("b").header("x-amz-rename-source-if-match", "\"other\"").send().await.is(412, "PreconditionFailed");
+        rename("b").by("AK2").send().await.is(403, "AccessDenied");
+        rename("b").header("x-amz-rename-source-if-match", etag).send().await.ok();
+        w.get("/bucket/a").await.is(404, "NoSuchKey");
+        assert!(w.get("/bucket/b").await.ok().body == body);
+        rename("c").send().await.is(404, "NoSuchKey");
+        w.reclaim().await;
+        w.req("DELETE", "/bucket/b").send().await.ok();
+        w.reclaim().await;
+        assert_eq!(w.bulk.usage().used, 0);
+    });
+}
+
+#[test]
 fn conditions() {
     run(|| async {
         let w = Walrus::new().await;

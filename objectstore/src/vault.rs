@@ -1,0 +1,137 @@
+//! The local key service: keys that objects' keys are wrapped with, kept wrapped themselves.
+//!
+//! ```text
+//! master key (a file, 0600) --wraps--> K records: one for SSE-S3, one per account and SSE-KMS key id --wrap--> objects' keys
+//! ```
+//!
+//! A key is made when it is first named. The master key is never in the metadata store: whoever has only the store, or
+//! only the disks, reads nothing.
+
+use std::collections::HashMap;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use karri_bulk::BulkStore;
+use karri_meta::{Batch, MetaError};
+
+use crate::core::Core;
+use crate::crypt::{Secret, WRAPPED};
+use crate::error::{Error, Kind, Result};
+use crate::keys;
+use crate::record::codec::{Damage, Fields, Writer, array, number, unknown, wanted};
+use crate::record::{Bucket, Holder};
+
+/// What `K` records are authenticated with.
+const ABOUT: &[u8] = b"karri vault";
+
+/// The master key, and the service's keys that were used already.
+pub struct Vault {
+    master: Secret,
+    known: Mutex<HashMap<String, Secret>>,
+}
+
+impl Vault {
+    /// A vault under this master key.
+    pub fn new(master: Secret) -> Self {
+        Self { master, known: Mutex::default() }
+    }
+
+    /// The master key in a file of 64 hexadecimal digits; made, for its owner only, when it is not there.
+    pub fn master_in(path: &Path) -> std::io::Result<Secret> {
+        let fresh = Secret::new();
+        let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        match made {
+            Ok(mut file) => {
+                file.write_all(format!("{}\n", hex::encode(fresh.0)).as_bytes())?;
+                file.sync_all()?;
+                if let Some(dir) = path.parent() {
+                    std::fs::File::open(dir)?.sync_all()?;
+                }
+                Ok(fresh)
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                let mut text = String::new();
+                std::fs::File::open(path)?.read_to_string(&mut text)?;
+                let mut key = [0; 32];
+                let bad = || std::io::Error::other(format!("{} holds no 64 hexadecimal digits", path.display()));
+                hex::decode_to_slice(text.trim(), &mut key).map_err(|_| bad())?;
+                Ok(Secret(key))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, Secret>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<B: BulkStore> Core<B> {
+    /// The key that this holder wraps objects' keys of a bucket with; `None` for a customer's, which is not kept.
+    pub async fn holders_key(&self, bucket: &Bucket, holder: &Holder) -> Result<Option<Secret>> {
+        let name = match holder {
+            Holder::Walrus => "s3".to_owned(),
+            Holder::Service(id) => format!("kms/{}/{id}", bucket.owner),
+            Holder::Customer => return Ok(None),
+        };
+        let vault = &self.shared.vault;
+        if let Some(secret) = vault.known().get(&name) {
+            return Ok(Some(secret.clone()));
+        }
+        let key = keys::vault(&name);
+        let secret = loop {
+            if let Some(raw) = self.meta.get(key.clone()).await? {
+                break vault.master.unwrap(&read(&raw)?, ABOUT).map_err(|e| {
+                    Error::new(Kind::InternalError, "A key of the key service does not open with the master key.")
+                        .caused(e)
+                })?;
+            }
+            let fresh = Secret::new();
+            let mut record = Writer::new(b'K');
+            record.field(1, &vault.master.wrap(&fresh, ABOUT));
+            record.number(2, self.now().0);
+            match self.meta.commit(Batch::new().check(key.clone(), None).put(key.clone(), record.finish())).await {
+                Ok(()) => break fresh,
+                Err(MetaError::Conflict { .. }) => {}
+                Err(e) => return Err(e.into()),
+            }
+        };
+        vault.known().insert(name, secret.clone());
+        Ok(Some(secret))
+    }
+}
+
+fn read(record: &[u8]) -> Result<[u8; WRAPPED], Damage> {
+    let mut fields = Fields::open(b'K', record)?;
+    let mut wrapped = None;
+    while let Some((tag, bytes)) = fields.pull()? {
+        match tag {
+            1 => wrapped = Some(array(tag, bytes)?),
+            2 => {
+                number(tag, bytes)?;
+            }
+            _ => unknown(tag)?,
+        }
+    }
+    wanted(1, wrapped)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn the_master_key_is_made_once_and_for_its_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("master.key");
+        let first = Vault::master_in(&path).unwrap();
+        assert_eq!(Vault::master_in(&path).unwrap(), first);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        std::fs::write(&path, "x").unwrap();
+        assert!(Vault::master_in(&path).is_err());
+    }
+}
