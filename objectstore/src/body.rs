@@ -113,7 +113,7 @@ impl Expected {
                 ));
             }
             let bytes = digest::parse_value(algorithm, text).ok_or_else(|| {
-                Error::new(Kind::InvalidRequest, format!("Value for {} header is invalid.", algorithm.header()))
+                Error::new(Kind::BadDigest, format!("Value for {} header is invalid.", algorithm.header()))
             })?;
             value = Some((algorithm, bytes));
         }

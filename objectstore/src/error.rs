@@ -108,8 +108,6 @@ kinds! {
     InvalidPart => "InvalidPart", 400, "One or more of the specified parts could not be found. The part might not have been uploaded, or the specified ETag might not have matched the uploaded part's ETag.";
     /// Complete's list is not ascending.
     InvalidPartOrder => "InvalidPartOrder", 400, "The list of parts was not in ascending order. The parts list must be specified in order by part number.";
-    /// GET or HEAD of a part that the object does not have.
-    InvalidPartNumber => "InvalidPartNumber", 416, "The requested partnumber is not satisfiable.";
     /// Nothing of the range is in the object.
     InvalidRange => "InvalidRange", 416, "The requested range is not satisfiable.";
     /// The request contradicts itself.

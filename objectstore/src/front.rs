@@ -80,6 +80,9 @@ impl<B: BulkStore> Front<B> {
         {
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
         }
+        if name.0.get() == Some(&"GetObjectAttributes") {
+            bare_etag(&mut response);
+        }
         if !head_only && (response.status().is_client_error() || response.status().is_server_error()) {
             explain(&mut response, &id);
         }
@@ -112,6 +115,21 @@ fn explain(response: &mut Response<s3s::Body>, id: &RequestId) {
         response.headers_mut().insert(http::header::CONTENT_LENGTH, out.len().into());
     }
     *response.body_mut() = s3s::Body::from(out);
+}
+
+/// GetObjectAttributes alone says its ETag without quotes; `s3s` knows only ETags with them.
+fn bare_etag(response: &mut Response<s3s::Body>) {
+    let Some(document) = response.body().bytes() else { return };
+    let Ok(text) = std::str::from_utf8(&document) else { return };
+    let bare = text
+        .replace("<ETag>&quot;", "<ETag>")
+        .replace("&quot;</ETag>", "</ETag>")
+        .replace("<ETag>\"", "<ETag>")
+        .replace("\"</ETag>", "</ETag>");
+    if response.headers().contains_key(http::header::CONTENT_LENGTH) {
+        response.headers_mut().insert(http::header::CONTENT_LENGTH, bare.len().into());
+    }
+    *response.body_mut() = s3s::Body::from(bare);
 }
 
 fn refuse(e: Error) -> Response<s3s::Body> {

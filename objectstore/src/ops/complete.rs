@@ -14,8 +14,7 @@ use crate::ops::get::{ChecksumFields, etag};
 use crate::ops::multipart::{Open, find_in};
 use crate::ops::put::{Target, replace};
 use crate::reclaim::close_upload;
-use crate::record::{Bucket, Data, Manifest, Object, Part};
-use crate::versions::id_shown;
+use crate::record::{Data, Manifest, Object, Part};
 
 /// A part that is not the last has at least so many bytes.
 pub const PART_MIN: u64 = 5 << 20;
@@ -45,7 +44,7 @@ pub async fn complete_multipart_upload<B: BulkStore>(
             // Completed already, and the answer was lost? Then the object is this upload's.
             let there = core.object(bucket.value.id, &input.key).await?;
             return match there {
-                Some(o) if o.value.data == Data::Manifest(id) => Ok(output(&input, &bucket.value, &o.value)),
+                Some(o) if o.value.data == Data::Manifest(id) => Ok(output(&input, &o.value)),
                 _ => Err(Kind::NoSuchUpload.into()),
             };
         };
@@ -80,7 +79,7 @@ pub async fn complete_multipart_upload<B: BulkStore>(
             Ok(()) => {
                 core.reclaim.push(freed);
                 core.reclaim.push_cleanup(id);
-                return Ok(output(&input, &bucket.value, &object));
+                return Ok(output(&input, &object));
             }
             Err(MetaError::Conflict { .. }) => {}
             Err(e) => return Err(e.into()),
@@ -209,7 +208,7 @@ fn check_whole(input: &CompleteMultipartUploadInput, ours: Option<&Checksum>) ->
     Ok(())
 }
 
-fn output(input: &CompleteMultipartUploadInput, bucket: &Bucket, object: &Object) -> CompleteMultipartUploadOutput {
+fn output(input: &CompleteMultipartUploadInput, object: &Object) -> CompleteMultipartUploadOutput {
     let sums = ChecksumFields::of(object.checksum.as_ref());
     let encryption = Shown::of(object.sealed.as_ref(), None);
     CompleteMultipartUploadOutput {
@@ -225,7 +224,7 @@ fn output(input: &CompleteMultipartUploadInput, bucket: &Bucket, object: &Object
         checksum_sha1: sums.sha1,
         checksum_sha256: sums.sha256,
         checksum_type: sums.kind,
-        version_id: id_shown(bucket, object),
+        version_id: object.version.map(DataId::to_hex),
         ..Default::default()
     }
 }

@@ -63,7 +63,9 @@ pub async fn get_object<B: BulkStore>(
     .await?;
     let object = found.object;
     // The checksum is the whole object's (or the part's), so a range goes without.
-    let sums = ChecksumFields::asked(input.checksum_mode.as_ref(), found.checksum.as_ref());
+    let mut sums = ChecksumFields::asked(input.checksum_mode.as_ref(), found.checksum.as_ref());
+    // A part's value goes with the type of the whole.
+    sums.kind = sums.kind.and(object.checksum.as_ref()).map(|c| DtoChecksumType::from_static(c.kind.name()));
     core.shared.metrics.sent(found.span.end - found.span.start);
     let h = object.headers.clone();
     let (object_lock_mode, object_lock_retain_until_date, object_lock_legal_hold_status) = lock::fields(&object);
@@ -136,7 +138,9 @@ pub async fn head_object<B: BulkStore>(
     let Readable { seen, version_id, key } = find(core, caller, &wanted).await.map_err(absent)?;
     let found = locate(core, seen.value, key.as_ref(), &selection, false).await?.ok_or(Kind::NoSuchKey)?;
     let object = found.object;
-    let sums = ChecksumFields::asked(input.checksum_mode.as_ref(), found.checksum.as_ref());
+    let mut sums = ChecksumFields::asked(input.checksum_mode.as_ref(), found.checksum.as_ref());
+    // A part's value goes with the type of the whole.
+    sums.kind = sums.kind.and(object.checksum.as_ref()).map(|c| DtoChecksumType::from_static(c.kind.name()));
     let h = object.headers.clone();
     let (object_lock_mode, object_lock_retain_until_date, object_lock_legal_hold_status) = lock::fields(&object);
     let encryption = Shown::of(object.sealed.as_ref(), customer.as_ref());
@@ -326,11 +330,11 @@ pub async fn locate<B: BulkStore>(
         }
         Selection::Part(n) => match &manifest {
             Some(manifest) => {
-                let (span, part) = part_of(manifest, *n).ok_or(Kind::InvalidPartNumber)?;
+                let (span, part) = part_of(manifest, *n).ok_or(Kind::InvalidPart)?;
                 (span, part.checksum.clone(), i32::try_from(manifest.parts.len()).ok())
             }
             None if *n == 1 => (0..size, object.checksum.clone(), None),
-            None => return Err(Kind::InvalidPartNumber.into()),
+            None => return Err(Kind::InvalidPart.into()),
         },
     };
     let partial = !matches!(selection, Selection::Whole) && size > 0;

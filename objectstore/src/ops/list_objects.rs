@@ -65,7 +65,8 @@ pub async fn list_objects_v2<B: BulkStore>(
     let prefix = input.prefix.clone().unwrap_or_default();
     let delimiter = input.delimiter.clone().unwrap_or_default();
     let scope = [&b"objects"[..], &id.0.to_be_bytes()].concat();
-    let start = match (&input.continuation_token, &input.start_after) {
+    let token = input.continuation_token.as_ref().filter(|t| !t.is_empty());
+    let start = match (token, &input.start_after) {
         (Some(text), _) => Start::After(
             token::open(&core.shared.token_key, &scope, text)
                 .ok_or_else(|| Error::new(Kind::InvalidArgument, "The continuation token provided is incorrect"))?,

@@ -275,7 +275,7 @@ pub async fn upload_part_copy<B: BulkStore>(
         && last >= source.found.object.size
     {
         return Err(Error::new(
-            Kind::InvalidArgument,
+            Kind::InvalidRange,
             format!("Range specified is not valid for source object of size: {}", source.found.object.size),
         ));
     }

@@ -17,7 +17,6 @@ use crate::ops::encryption::{Asked, CustomerKey, Shown};
 use crate::ops::get::{ChecksumFields, etag};
 use crate::ops::{lock, tagging};
 use crate::record::{Bucket, Headers, Object};
-use crate::versions::id_shown;
 
 /// User metadata's limit, names and values together.
 const METADATA_MAX: usize = 2 << 10;
@@ -118,7 +117,7 @@ pub struct Target<'a> {
 }
 
 /// Makes an object current: one commit that checks the bucket (as it was seen last), the conditions and what it replaces.
-/// Answers its `x-amz-version-id`, where the bucket has versions.
+/// Answers its `x-amz-version-id`; the null version's is not told, as in S3.
 pub async fn publish<B: BulkStore>(
     core: &CoreRef<B>,
     target: &Target<'_>,
@@ -136,7 +135,7 @@ pub async fn publish<B: BulkStore>(
         match stored.commit(core, batch).await {
             Ok(()) => {
                 core.reclaim.push(freed);
-                return Ok(id_shown(&bucket.value, object));
+                return Ok(object.version.map(keys::DataId::to_hex));
             }
             Err(MetaError::Conflict { .. }) => {
                 bucket = core.bucket_to_fill(target.caller, target.bucket, target.owner).await?;
@@ -189,7 +188,7 @@ pub fn object_headers(raw: &HeaderMap, metadata: Option<&Metadata>, expires: Opt
         // aws-chunked is how the body travelled, not what the object is.
         let kept: Vec<&str> =
             value.split(',').map(str::trim).filter(|e| !e.eq_ignore_ascii_case("aws-chunked")).collect();
-        (!kept.is_empty()).then(|| kept.join(","))
+        (!kept.is_empty()).then(|| kept.join(", "))
     });
     Ok(Headers {
         content_type: text("content-type")?,

@@ -21,8 +21,9 @@ const NAME_MAX: usize = 128;
 /// Characters of a value.
 const VALUE_MAX: usize = 256;
 
-/// Tags, if S3 takes them.
-pub fn checked(pairs: Vec<(String, String)>) -> Result<Tags> {
+/// Tags, if S3 takes them; sorted.
+pub fn checked(mut pairs: Vec<(String, String)>) -> Result<Tags> {
+    pairs.sort();
     let wrong = |message: &'static str| Err(Error::new(Kind::InvalidTag, message));
     if pairs.len() > TAGS_MAX {
         return wrong("Object tags cannot be greater than 10");

@@ -63,7 +63,7 @@ pub struct Object {
     pub marker: bool,
     /// In `O`: when the null version among the older ones was written, if there is one.
     pub null_at: Option<UnixMicros>,
-    /// Its tags, in the order in which they were given.
+    /// Its tags.
     pub tags: Tags,
     /// Retention and legal hold.
     pub lock: ObjectLock,
