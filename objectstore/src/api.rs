@@ -3,31 +3,35 @@
 //! The futures of an operation stay on their core; `s3s` wants `Send`, so they travel in a `SendWrapper`. A service is
 //! made, used and dropped on one core.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::{Extensions, HeaderMap, Method, Uri};
-use karri_base::aws::keys::{Key, KeyRing};
+use http::HeaderMap;
+use karri_base::aws::keys::{KeyError, KeyRing, SignedIn};
+use karri_base::aws::sigv4::parse_query;
+use karri_base::clock::UnixMicros;
 use karri_bulk::BulkStore;
 use s3s::access::{S3Access, S3AccessContext};
-use s3s::auth::{S3Auth, SecretKey};
+use s3s::auth::{Credentials, S3Auth, SecretKey};
 use s3s::dto::*;
-use s3s::route::S3Route;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3, S3Error, S3Request, S3Response, S3Result};
 use send_wrapper::SendWrapper;
 
+use crate::access::Facts;
 use crate::core::{Caller, CoreRef};
 use crate::error::{Error, Kind, Result};
 use crate::ops;
+use crate::route::Routes;
 
 /// A core's S3 service.
 pub fn service<B: BulkStore>(core: &CoreRef<B>, keys: &KeyRing) -> S3Service {
     let mut builder = S3ServiceBuilder::new(Api(SendWrapper::new(core.clone())));
     builder.set_auth(Ring(keys.clone()));
-    builder.set_access(Signed(keys.clone()));
-    builder.set_route(Renames { core: SendWrapper::new(core.clone()), keys: keys.clone() });
+    builder.set_access(Doorman { core: SendWrapper::new(core.clone()), keys: keys.clone() });
+    builder.set_route(Routes::new(core, keys));
     let mut config = s3s::config::S3Config::default();
-    // POST forms are answered before they get here; this is the second lock on that door.
+    // POST forms become PUTs before they get here; this is the second lock on that door.
     config.post_object_max_file_size = 0;
     config.form_max_fields_size = 64 << 10;
     // DeleteObjects of 1,000 keys of 1,024 bytes, each byte written as `&#xFF;`, and room to spare.
@@ -41,14 +45,23 @@ struct Ring(KeyRing);
 #[async_trait::async_trait]
 impl S3Auth for Ring {
     async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
-        let key = self.0.get(access_key).ok_or_else(|| S3Error::from(Error::from(Kind::InvalidAccessKeyId)))?;
-        Ok(SecretKey::from(key.secret.as_str()))
+        let secret = self.0.secret(access_key).ok_or_else(|| S3Error::from(Error::from(Kind::InvalidAccessKeyId)))?;
+        Ok(SecretKey::from(secret.as_str()))
     }
 }
 
-/// What [`Signed`] leaves for the operation and the log.
+/// Who sent a request whose signature was checked before `s3s` saw it (POST forms).
 #[derive(Clone)]
-pub struct Known(pub Arc<Key>);
+pub struct Signer(pub Option<SignedIn>);
+
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Peer {
+    /// The client's address.
+    pub source: Option<IpAddr>,
+    /// True over TLS.
+    pub secure: bool,
+}
 
 /// A cell that a caller of the service may put among a request's extensions to learn the operation's name.
 #[derive(Clone, Default)]
@@ -70,65 +83,99 @@ impl RequestId {
     }
 }
 
-struct Signed(KeyRing);
-
-#[async_trait::async_trait]
-impl S3Access for Signed {
-    async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
-        let name = known_operation(cx.s3_op().name());
-        if let Some(cell) = cx.extensions_mut().get::<OperationName>() {
-            let _ = cell.0.set(name);
-        }
-        let denied = || S3Error::from(Error::from(Kind::AccessDenied));
-        let id = cx.credentials().ok_or_else(denied)?.access_key.clone();
-        // Revoked between the signature's check and now.
-        let key = self.0.get(&id).ok_or_else(denied)?;
-        cx.extensions_mut().insert(Known(key));
-        Ok(())
-    }
-}
-
-/// RenameObject, which `s3s` does not know.
-struct Renames<B: BulkStore> {
+/// Judges every request before its body is read, and leaves the [`Caller`] for the operation.
+struct Doorman<B: BulkStore> {
     core: SendWrapper<CoreRef<B>>,
     keys: KeyRing,
 }
 
 #[async_trait::async_trait]
-impl<B: BulkStore> S3Route for Renames<B> {
-    fn is_match(&self, method: &Method, uri: &Uri, _: &HeaderMap, _: &mut Extensions) -> bool {
-        ops::rename::is_meant(method, uri)
-    }
-    async fn call(&self, req: S3Request<s3s::Body>) -> S3Result<S3Response<s3s::Body>> {
-        if let Some(cell) = req.extensions.get::<OperationName>() {
-            let _ = cell.0.set(RENAME);
+impl<B: BulkStore> S3Access for Doorman<B> {
+    async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
+        let name = known_operation(cx.s3_op().name());
+        if let Some(cell) = cx.extensions_mut().get::<OperationName>() {
+            let _ = cell.0.set(name);
         }
-        let id = req.extensions.get::<RequestId>().cloned();
-        let key = req.credentials.as_ref().and_then(|c| self.keys.get(&c.access_key));
-        let core = &self.core;
-        SendWrapper::new(async move {
-            let caller = Caller(key.ok_or(Kind::AccessDenied)?);
-            let asked = ops::rename::Rename::parse(&req.uri, &req.headers)?;
-            ops::rename::rename_object(core, &caller, &asked).await?;
-            Ok::<_, Error>(S3Response::new(s3s::Body::empty()))
-        })
-        .await
-        .map_err(|e| refuse(e, RENAME, id))
+        let id = cx.extensions_mut().get::<RequestId>().cloned();
+        let judged = async {
+            let credentials = cx.credentials().cloned();
+            let query = parse_query(cx.uri().query().unwrap_or_default());
+            let headers = cx.headers().clone();
+            let now = self.core.now();
+            let who = signer(&self.keys, credentials.as_ref(), cx.extensions_mut(), &headers, &query, now)?;
+            let peer = cx.extensions_mut().get::<Peer>().copied().unwrap_or_default();
+            let version = query.iter().find(|(n, _)| n == "versionId").map(|(_, v)| v.clone());
+            self.core
+                .admit(Facts {
+                    operation: name,
+                    bucket: cx.s3_path().get_bucket_name().map(str::to_owned),
+                    key: cx.s3_path().get_object_key().map(str::to_owned),
+                    version: version.filter(|v| !v.is_empty()),
+                    query,
+                    headers: headers_that_count(&headers),
+                    who,
+                    source: peer.source,
+                    secure: peer.secure,
+                })
+                .await
+        };
+        let caller = SendWrapper::new(judged).await.map_err(|e| refuse(e, name, id))?;
+        cx.extensions_mut().insert(caller);
+        Ok(())
     }
 }
 
-const RENAME: &str = "RenameObject";
+/// Whose signature a request carries; `None` for none.
+///
+/// # Errors
+/// `InvalidAccessKeyId`, `InvalidToken`, `ExpiredToken`.
+pub fn signer(
+    keys: &KeyRing,
+    credentials: Option<&Credentials>,
+    extensions: &http::Extensions,
+    headers: &HeaderMap,
+    query: &[(String, String)],
+    now: UnixMicros,
+) -> Result<Option<SignedIn>> {
+    let Some(credentials) = credentials else { return Ok(extensions.get::<Signer>().and_then(|s| s.0.clone())) };
+    let in_query = query.iter().find(|(n, _)| n.eq_ignore_ascii_case("x-amz-security-token")).map(|(_, v)| v.as_str());
+    let token = headers.get("x-amz-security-token").and_then(|v| v.to_str().ok()).or(in_query);
+    sign_in(keys, &credentials.access_key, token, now).map(Some)
+}
+
+/// Who has this key and token.
+///
+/// # Errors
+/// As [`signer`].
+pub fn sign_in(keys: &KeyRing, key: &str, token: Option<&str>, now: UnixMicros) -> Result<SignedIn> {
+    keys.sign_in(key, token.filter(|t| !t.is_empty()), now).map_err(|e| {
+        Error::from(match e {
+            KeyError::Unknown => Kind::InvalidAccessKeyId,
+            KeyError::BadToken => Kind::InvalidToken,
+            KeyError::Expired => Kind::ExpiredToken,
+        })
+    })
+}
+
+/// The headers that decisions may depend on.
+pub fn headers_that_count(headers: &HeaderMap) -> HeaderMap {
+    let counts = |name: &str| {
+        name.starts_with("x-amz-")
+            || matches!(name, "authorization" | "user-agent" | "referer" | "if-match" | "if-none-match")
+    };
+    headers.iter().filter(|(name, _)| counts(name.as_str())).map(|(n, v)| (n.clone(), v.clone())).collect()
+}
 
 fn known_operation(name: &str) -> &'static str {
     OPERATIONS.iter().find(|n| **n == name).copied().unwrap_or("Other")
 }
 
 fn caller<T>(req: &S3Request<T>) -> Result<Caller> {
-    req.extensions.get::<Known>().map(|k| Caller(k.0.clone())).ok_or_else(|| Kind::AccessDenied.into())
+    req.extensions.get::<Caller>().cloned().ok_or_else(|| Kind::AccessDenied.into())
 }
 
 /// An operation's error as the client sees it; logged here, once, when it is ours.
-fn refuse(e: Error, operation: &'static str, id: Option<RequestId>) -> S3Error {
+pub fn refuse(e: Error, operation: &'static str, id: Option<RequestId>) -> S3Error {
     let id = id.as_ref().map_or("", RequestId::as_str);
     if e.kind.status().is_server_error() && e.kind != Kind::NotImplemented {
         let source = e.source.as_deref().map(|s| s as &dyn std::error::Error);
@@ -162,10 +209,16 @@ macro_rules! operations {
                 let id = req.extensions.get::<RequestId>().cloned();
                 SendWrapper::new(async move {
                     let caller = caller(&req)?;
-                    Ok::<_, Error>(operations!(@call core, &caller, req, ops::$file::$method, $how))
+                    let outcome: Result<_> =
+                        async { Ok(operations!(@call core, &caller, req, ops::$file::$method, $how)) }.await;
+                    match outcome {
+                        // Whoever may not list learns nothing of what is not there.
+                        Err(e) if e.kind == Kind::NoSuchKey && !caller.leave.may_list => Err(Kind::AccessDenied.into()),
+                        other => other,
+                    }
                 })
                 .await
-                .map_err(|e| refuse(e, stringify!($aws), id))
+                .map_err(|e: Error| refuse(e, stringify!($aws), id))
             })*
         }
     };

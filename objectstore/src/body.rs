@@ -161,6 +161,16 @@ impl Expected {
         self.sent().into_iter().chain(self.keep).collect()
     }
 
+    /// Compares a body that is there whole.
+    ///
+    /// # Errors
+    /// `BadDigest`, `IncompleteBody`.
+    pub fn check_whole(&self, body: &[u8]) -> Result<()> {
+        let mut hasher = Hasher::new(&self.algorithms());
+        hasher.update(body);
+        self.check(&hasher.finish())
+    }
+
     /// Compares what came with what was said.
     fn check(&self, found: &Digests) -> Result<()> {
         if self.len.is_some_and(|l| l != found.len) {

@@ -4,14 +4,18 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use karri_base::aws::keys::Key;
+use karri_base::aws::keys::{Key, KeyRing};
 use karri_base::clock::{Clock, UnixMicros};
 use karri_bulk::{BlobId, BulkStore};
 use karri_meta::{Batch, MetaError, MetaStore, Scan};
 
+use crate::access::Leave;
+use crate::access::acl::Acl;
+use crate::buckets::{Buckets, Known};
+use crate::config::lifecycle;
 use crate::crypt::Secret;
 use crate::error::{Error, Kind, Result};
 use crate::keys::{self, BucketId, DataId};
@@ -35,6 +39,10 @@ pub struct Shared {
     pub metrics: crate::metrics::Metrics,
     /// The key service.
     pub vault: Vault,
+    /// Bucket records in memory.
+    pub buckets: Buckets,
+    /// Who exists; set by the first front.
+    pub people: OnceLock<KeyRing>,
 }
 
 impl Shared {
@@ -51,8 +59,16 @@ impl Shared {
             if let Some(value) = meta.get(key.clone()).await?
                 && let Ok(token_key) = value[..].try_into()
             {
-                let (pins, vault) = (Pins::default(), Vault::new(master));
-                return Ok(Arc::new(Self { clock, region, token_key, pins, metrics, vault }));
+                return Ok(Arc::new(Self {
+                    clock,
+                    region,
+                    token_key,
+                    pins: Pins::default(),
+                    metrics,
+                    vault: Vault::new(master),
+                    buckets: Buckets::default(),
+                    people: OnceLock::new(),
+                }));
             }
             let fresh: [u8; 32] = rand::random();
             match meta.commit(Batch::new().check(key.clone(), None).put(key.clone(), fresh.to_vec())).await {
@@ -78,18 +94,39 @@ pub struct Core<B: BulkStore> {
 /// A core's Walrus as operations hold it.
 pub type CoreRef<B> = Rc<Core<B>>;
 
-/// Who asks.
+/// Who asks, and what the request was let in for (see [`crate::access`]).
 #[derive(Debug, Clone)]
-pub struct Caller(pub Arc<Key>);
+pub struct Caller {
+    /// The key that signed the request; `None` for nobody known.
+    pub key: Option<Arc<Key>>,
+    /// The request as it was judged.
+    pub leave: Arc<Leave>,
+}
 
 impl Caller {
-    /// The account that owns what the caller makes.
+    /// The caller's account; empty for nobody known.
     pub fn account(&self) -> &str {
-        self.0.account.as_str()
+        self.key.as_ref().map_or("", |key| key.account.as_str())
+    }
+    /// The caller's ARN, or S3's word for nobody.
+    pub fn arn(&self) -> &str {
+        self.key.as_ref().map_or("anonymous", |key| &key.arn)
+    }
+    /// Whose an object is that this request puts, by the bucket's ownership controls.
+    pub fn new_owner(&self) -> &str {
+        self.leave.new_owner.as_deref().unwrap_or_else(|| self.account())
+    }
+    /// Whose a delete marker is that this request makes: nobody's are the bucket owner's.
+    pub fn maker<'a>(&'a self, bucket: &'a Bucket) -> &'a str {
+        self.key.as_ref().map_or(&bucket.owner, |key| key.account.as_str())
+    }
+    /// The list of an object that this request puts.
+    pub fn new_acl(&self) -> Option<Acl> {
+        self.leave.new_acl.clone()
     }
     /// True for karri's own roles, which may read any bucket (images).
     pub fn is_system(&self) -> bool {
-        self.0.arn == format!("arn:aws:iam::{}:role/karri-system", self.0.account)
+        self.key.as_ref().is_some_and(|key| key.arn == format!("arn:aws:iam::{}:role/karri-system", key.account))
     }
 }
 
@@ -127,7 +164,7 @@ impl<B: BulkStore> Core<B> {
         DataId::new(self.now(), rand::random())
     }
 
-    /// The bucket, if the caller may use it so.
+    /// The bucket, for a request that was let in for it.
     pub async fn bucket(
         &self,
         caller: &Caller,
@@ -135,13 +172,27 @@ impl<B: BulkStore> Core<B> {
         expected_owner: Option<&str>,
         access: Access,
     ) -> Result<Seen<Bucket>> {
-        let raw = self.meta.get(keys::bucket(name)).await?.ok_or(Kind::NoSuchBucket)?;
-        let value = Bucket::decode(&raw)?;
-        let allowed = value.owner == caller.account() || (access == Access::Read && caller.is_system());
-        if !allowed || expected_owner.is_some_and(|e| e != value.owner) {
+        let known = self.known(name).await?;
+        let bucket = &known.seen;
+        // The second lock on the door: whoever asks for a bucket that nobody judged gets nothing.
+        let judged = caller.leave.buckets.iter().any(|b| b == name);
+        let strange = access == Access::Write && caller.is_system() && caller.account() != bucket.value.owner;
+        if !judged || strange || expected_owner.is_some_and(|e| e != bucket.value.owner) {
             return Err(Kind::AccessDenied.into());
         }
-        Ok(Seen { value, raw })
+        Ok(bucket.clone())
+    }
+
+    /// A bucket's record and settings, from memory where they are there.
+    pub async fn known(&self, name: &str) -> Result<Arc<Known>> {
+        if let Some(known) = self.shared.buckets.get(name) {
+            return Ok(known);
+        }
+        let ticket = self.shared.buckets.ticket();
+        let raw = self.meta.get(keys::bucket(name)).await?.ok_or(Kind::NoSuchBucket)?;
+        let known = Arc::new(Known::of(Seen { value: Bucket::decode(&raw)?, raw })?);
+        self.shared.buckets.put(ticket, name, &known);
+        Ok(known)
     }
 
     /// The bucket for a commit that puts something into it: as [`bucket`](Self::bucket), with a DeleteBucket's mark
@@ -163,11 +214,18 @@ impl<B: BulkStore> Core<B> {
         let raw = value.encode();
         let key = keys::bucket(name);
         let batch = Batch::new().check(key.clone(), Some(seen.raw.clone())).put(key, raw.clone());
-        match self.meta.commit(batch).await {
+        match self.commit(batch).await {
             Ok(()) => Ok(Some(Seen { value, raw })),
             Err(MetaError::Conflict { .. }) => Ok(None),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// `x-amz-expiration` of a current version: when a lifecycle rule will delete it.
+    pub async fn expiration(&self, bucket: &str, key: &str, object: &Object) -> Option<String> {
+        let known = self.known(bucket).await.ok()?;
+        let subject = lifecycle::Subject { key, size: object.size, tags: &object.tags.0 };
+        lifecycle::expiry(&known.settings.lifecycle, subject, object.modified)
     }
 
     /// Changes a bucket's record in one commit; answers it as it is then.
@@ -184,7 +242,7 @@ impl<B: BulkStore> Core<B> {
             change(&mut value)?;
             let key = keys::bucket(name);
             let batch = Batch::new().check(key.clone(), Some(seen.raw)).put(key, value.encode());
-            match self.meta.commit(batch).await {
+            match self.commit(batch).await {
                 Ok(()) => return Ok(value),
                 Err(MetaError::Conflict { .. }) => {}
                 Err(e) => return Err(e.into()),
@@ -206,7 +264,7 @@ impl<B: BulkStore> Core<B> {
             let mut object = at.seen.value;
             change(&mut object)?;
             let batch = Batch::new().check(at.key.clone(), Some(at.seen.raw)).put(at.key, object.encode());
-            match self.meta.commit(batch).await {
+            match self.commit(batch).await {
                 Ok(()) => return Ok(object),
                 Err(MetaError::Conflict { .. }) => {}
                 Err(e) => return Err(e.into()),
@@ -235,7 +293,10 @@ impl<B: BulkStore> Core<B> {
 
     /// Commits a batch that may queue work for the reclaimer.
     pub async fn commit(&self, batch: Batch) -> Result<(), MetaError> {
-        self.reclaim.watch(self.meta.commit(batch)).await
+        let change = self.shared.buckets.change(&batch);
+        let outcome = self.reclaim.watch(self.meta.commit(batch)).await;
+        change.done(&outcome);
+        outcome
     }
 
     /// Adds to a batch what it takes to give up an object's data, and answers the blobs to reclaim after the commit.

@@ -152,6 +152,58 @@ kinds! {
     StorageFull => "XKarriStorageFull", 507, "The store has no room for this. Delete something or enlarge the store.";
     /// The body's SHA-256 is not the signed one.
     ContentSha256Mismatch => "XAmzContentSHA256Mismatch", 400, "The provided 'x-amz-content-sha256' header does not match what was computed.";
+    /// The bucket's owner enforces ownership: lists are off.
+    AccessControlListNotSupported => "AccessControlListNotSupported", 400, "The bucket does not allow ACLs";
+    /// A preflight that no rule lets.
+    AccessForbidden => "AccessForbidden", 403, "CORSResponse: This CORS request is not allowed.";
+    /// Something of the request as a whole.
+    BadRequest => "BadRequest", 400, "Bad Request";
+    /// A list that shares the bucket, together with ownership that turns lists off.
+    InvalidBucketAclWithObjectOwnership => "InvalidBucketAclWithObjectOwnership", 400, "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting";
+    /// A temporary credential is over.
+    ExpiredToken => "ExpiredToken", 400, "The provided token has expired.";
+    /// A session token is not its key's.
+    InvalidToken => "InvalidToken", 400, "The provided token is malformed or otherwise not valid.";
+    /// A POST form's policy cannot be read.
+    InvalidPolicyDocument => "InvalidPolicyDocument", 400, "The content of the form does not meet the conditions specified in the policy document.";
+    /// Logs cannot go there.
+    InvalidTargetBucketForLogging => "InvalidTargetBucketForLogging", 400, "The target bucket for logging does not exist, is not owned by you, or does not have the appropriate grants for the log-delivery group.";
+    /// A list that is none.
+    MalformedAclError => "MalformedACLError", 400, "The XML you provided was not well-formed or did not validate against our published schema.";
+    /// A POST form that is none.
+    MalformedPostRequest => "MalformedPOSTRequest", 400, "The body of your POST request is not well-formed multipart/form-data.";
+    /// A policy that is none.
+    MalformedPolicy => "MalformedPolicy", 400, "Policies must be valid JSON and the first byte must be '{'";
+    /// A document above its limit.
+    MaxMessageLengthExceeded => "MaxMessageLengthExceeded", 400, "Your request was too big.";
+    /// A form's fields above their limit.
+    MaxPostPreDataLengthExceeded => "MaxPostPreDataLengthExceeded", 400, "Your POST request fields preceding the upload file were too large.";
+    /// PutBucketAcl says nothing.
+    MissingSecurityHeader => "MissingSecurityHeader", 400, "Your request was missing a required header.";
+    /// There is no policy.
+    NoSuchBucketPolicy => "NoSuchBucketPolicy", 404, "The bucket policy does not exist";
+    /// There are no rules for other origins.
+    NoSuchCorsConfiguration => "NoSuchCORSConfiguration", 404, "The CORS configuration does not exist";
+    /// There are no lifecycle rules.
+    NoSuchLifecycleConfiguration => "NoSuchLifecycleConfiguration", 404, "The lifecycle configuration does not exist";
+    /// There is no public access block.
+    NoSuchPublicAccessBlockConfiguration => "NoSuchPublicAccessBlockConfiguration", 404, "The public access block configuration was not found";
+    /// There are no tags.
+    NoSuchTagSet => "NoSuchTagSet", 404, "The TagSet does not exist";
+    /// It is no website.
+    NoSuchWebsiteConfiguration => "NoSuchWebsiteConfiguration", 404, "The specified bucket does not have a website configuration";
+    /// There are no ownership controls.
+    OwnershipControlsNotFound => "OwnershipControlsNotFoundError", 404, "The bucket ownership controls were not found";
+    /// A policy above its limit.
+    PolicyTooLarge => "PolicyTooLarge", 400, "Policy exceeds the maximum allowed document size.";
+    /// The bucket's quota is used up. S3 has none; RGW answers so.
+    QuotaExceeded => "QuotaExceeded", 403, "The bucket's quota would be exceeded.";
+    /// There is no default encryption.
+    EncryptionNotFound => "ServerSideEncryptionConfigurationNotFoundError", 404, "The server side encryption configuration was not found";
+    /// A list in the headers and one in the body.
+    UnexpectedContent => "UnexpectedContent", 400, "This request contains unsupported content.";
+    /// No account has this address.
+    UnresolvableGrantByEmailAddress => "UnresolvableGrantByEmailAddress", 400, "The email address you provided does not match any account on record.";
 }
 
 impl Error {
@@ -226,7 +278,10 @@ pub fn body(e: &(dyn std::error::Error + Send + Sync + 'static)) -> Error {
 }
 
 /// Names in the texts of `s3s`'s and our own body errors.
-const BODY_ERRORS: [(&str, Kind); 9] = [
+const BODY_ERRORS: [(&str, Kind); 12] = [
+    (crate::form::TOO_LARGE, Kind::EntityTooLarge),
+    (crate::form::TOO_SMALL, Kind::EntityTooSmall),
+    (crate::form::NO_END, Kind::MalformedPostRequest),
     (crate::guard::STALLED, Kind::RequestTimeout),
     (crate::guard::CHUNK_TOO_LARGE, Kind::InvalidRequest),
     ("Sha256Mismatch", Kind::ContentSha256Mismatch),

@@ -7,21 +7,29 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use bytes::{Bytes, BytesMut};
+use http::header::{ACCESS_CONTROL_REQUEST_METHOD, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HOST, LOCATION, ORIGIN};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use karri_base::aws::keys::KeyRing;
+use karri_base::aws::sigv4::uri_encode;
 use karri_bulk::BulkStore;
 use karri_engine::exec;
 use s3s::service::S3Service;
 use s3s::{S3Error, StdError};
 use send_wrapper::SendWrapper;
 
-use crate::api::{self, OperationName, RequestId};
+use crate::api::{self, OperationName, Peer, RequestId, Signer};
+use crate::config::cors;
 use crate::core::CoreRef;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Result};
+use crate::form;
 use crate::guard::{self, Chunks, Framing};
 use crate::metrics::Metrics;
+use crate::site;
+use crate::xml::Out;
 
 /// A body that brings nothing for so long is given up.
 pub const STALL: Duration = Duration::from_secs(60);
@@ -32,13 +40,16 @@ const ID_2: HeaderName = HeaderName::from_static("x-amz-id-2");
 /// A core's S3 service behind its checks. Used on its core.
 pub struct Front<B: BulkStore> {
     core: CoreRef<B>,
+    keys: KeyRing,
     service: S3Service,
 }
 
 impl<B: BulkStore> Front<B> {
     /// A front for this core's Walrus.
     pub fn new(core: &CoreRef<B>, keys: &KeyRing) -> Self {
-        Self { core: core.clone(), service: api::service(core, keys) }
+        // All fronts of a process share one ring.
+        core.shared.people.get_or_init(|| keys.clone());
+        Self { core: core.clone(), keys: keys.clone(), service: api::service(core, keys) }
     }
 
     /// Answers a request. Never fails: what goes wrong is an answer too.
@@ -52,8 +63,22 @@ impl<B: BulkStore> Front<B> {
         let name = OperationName::default();
         let (mut head, body) = request.into_parts();
         let head_only = head.method == Method::HEAD;
+        let origin = Origin::of(&head);
+        let site = site::bucket_of_host(&head.headers);
         let mut response = match guard::check(&head) {
+            _ if site.is_some() => {
+                let _ = name.0.set("Website");
+                self.visit(&head, &site.unwrap_or_default(), &id).await
+            }
             Err(e) => refuse(e),
+            Ok(_) if head.method == Method::OPTIONS => {
+                let _ = name.0.set("Preflight");
+                self.preflight(&head).await.unwrap_or_else(refuse)
+            }
+            Ok(_) if guard::is_form_upload(&head) => {
+                let _ = name.0.set("PostObject");
+                self.form(&head, body, &id).await.unwrap_or_else(refuse)
+            }
             Ok(framing) => {
                 head.extensions.insert(name.clone());
                 head.extensions.insert(id.clone());
@@ -63,14 +88,7 @@ impl<B: BulkStore> Front<B> {
                     let metrics = self.core.shared.metrics.clone();
                     s3s::Body::http_body_unsync(OnCore(SendWrapper::new(Guarded::new(body, framing, metrics))))
                 };
-                match self.service.call(Request::from_parts(head, body)).await {
-                    Ok(response) => response,
-                    Err(e) => {
-                        let e: StdError = e.into();
-                        tracing::error!(request_id = id.as_str(), error = %e, "a request ended without an answer");
-                        refuse(Error::from(Kind::InternalError))
-                    }
-                }
+                self.serve(Request::from_parts(head, body), &id).await
             }
         };
         // HeadObject of a range or part is 206 like its GET; s3s answers 200.
@@ -86,6 +104,9 @@ impl<B: BulkStore> Front<B> {
         if !head_only && (response.status().is_client_error() || response.status().is_server_error()) {
             explain(&mut response, &id);
         }
+        if let Some(origin) = origin {
+            self.tell_origin(&origin, &mut response).await;
+        }
         if let Ok(value) = HeaderValue::from_str(id.as_str()) {
             response.headers_mut().insert(ID_2, value.clone());
             response.headers_mut().insert(REQUEST_ID, value);
@@ -93,6 +114,151 @@ impl<B: BulkStore> Front<B> {
         let operation = name.0.get().copied().unwrap_or("Refused");
         self.core.shared.metrics.answered(operation, response.status().as_u16(), now().saturating_sub(began));
         response
+    }
+}
+
+impl<B: BulkStore> Front<B> {
+    pub(crate) fn core(&self) -> &CoreRef<B> {
+        &self.core
+    }
+
+    /// Hands a request to the S3 service.
+    pub(crate) async fn serve(&self, request: Request<s3s::Body>, id: &RequestId) -> Response<s3s::Body> {
+        match self.service.call(request).await {
+            Ok(response) => response,
+            Err(e) => {
+                let e: StdError = e.into();
+                tracing::error!(request_id = id.as_str(), error = %e, "a request ended without an answer");
+                refuse(Error::from(Kind::InternalError))
+            }
+        }
+    }
+
+    /// A browser's form: what it asks for is carried out as a PUT.
+    async fn form<R>(&self, head: &Parts, body: R, id: &RequestId) -> Result<Response<s3s::Body>>
+    where
+        R: Body<Data = Bytes> + Unpin + 'static,
+        R::Error: Into<StdError>,
+    {
+        let bucket = match bucket_of(head.uri.path()) {
+            Some(bucket) if head.uri.path().trim_matches('/').split('/').count() == 1 => bucket,
+            _ => return Err(Kind::MethodNotAllowed.into()),
+        };
+        let kind = head.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let boundary = form::boundary(kind)?;
+        let mut body = OnCore(SendWrapper::new(Guarded::new(body, Framing::Plain, self.core.shared.metrics.clone())));
+        let mut held = BytesMut::new();
+        let (fields, at) = loop {
+            if let Some(found) = form::head(&held, &boundary)? {
+                break found;
+            }
+            if held.len() > form::HEAD_MAX {
+                return Err(Kind::MaxPostPreDataLengthExceeded.into());
+            }
+            match body.frame().await {
+                None => return Err(Kind::MalformedPostRequest.into()),
+                Some(Err(e)) => return Err(crate::error::body(&*e)),
+                Some(Ok(frame)) => held.extend_from_slice(&frame.into_data().unwrap_or_default()),
+            }
+        };
+        let upload = form::upload(&fields, &bucket, &self.keys, self.core.now())?;
+        let file = form::File::new(body, held.split_off(at).freeze(), &boundary, upload.length);
+        let place = format!("/{bucket}/{}", uri_encode(upload.key.as_bytes(), true));
+        let put = Request::builder().method(Method::PUT).uri(&place).body(s3s::Body::http_body_unsync(file));
+        let mut put = put.map_err(|_| Error::new(Kind::InvalidArgument, "The form's key makes no URI."))?;
+        *put.headers_mut() = upload.headers;
+        let host = head.headers.get(HOST).cloned();
+        put.headers_mut().extend(host.clone().map(|host| (HOST, host)));
+        if let Some(peer) = head.extensions.get::<Peer>() {
+            put.extensions_mut().insert(*peer);
+        }
+        put.extensions_mut().insert(Signer(upload.signer));
+        put.extensions_mut().insert(id.clone());
+        let (put_head, body) = put.into_parts();
+        guard::check(&put_head)?;
+        let mut done = self.serve(Request::from_parts(put_head, body), id).await;
+        if !done.status().is_success() {
+            return Ok(done);
+        }
+        let etag = done.headers_mut().remove(ETAG);
+        let tag = etag.as_ref().and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let host = host.as_ref().and_then(|v| v.to_str().ok()).unwrap_or("localhost");
+        let location = format!("http://{host}{place}");
+        let mut response = Response::new(s3s::Body::empty());
+        *response.headers_mut() = std::mem::take(done.headers_mut());
+        response.headers_mut().remove(CONTENT_LENGTH);
+        *response.status_mut() = StatusCode::from_u16(upload.status).unwrap_or(StatusCode::NO_CONTENT);
+        let redirect = upload.redirect.and_then(|to| {
+            let encode = |text: &str| uri_encode(text.as_bytes(), false);
+            let mark = if to.contains('?') { '&' } else { '?' };
+            let query = format!("bucket={}&key={}&etag={}", encode(&bucket), encode(&upload.key), encode(tag));
+            HeaderValue::from_str(&format!("{to}{mark}{query}")).ok()
+        });
+        if let Some(to) = redirect {
+            *response.status_mut() = StatusCode::SEE_OTHER;
+            response.headers_mut().insert(LOCATION, to);
+        } else {
+            response.headers_mut().extend(HeaderValue::from_str(&location).ok().map(|v| (LOCATION, v)));
+            if upload.status == 201 {
+                let text = Out::document("PostResponse", |out| {
+                    out.text("Location", &location);
+                    out.text("Bucket", &bucket);
+                    out.text("Key", &upload.key);
+                    out.text("ETag", tag);
+                });
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+                *response.body_mut() = s3s::Body::from(text);
+            }
+        }
+        response.headers_mut().extend(etag.map(|v| (ETAG, v)));
+        Ok(response)
+    }
+}
+
+/// An ordinary request that names an origin: what the answer's CORS headers depend on.
+struct Origin {
+    method: Method,
+    bucket: String,
+    headers: HeaderMap,
+}
+
+impl Origin {
+    fn of(head: &Parts) -> Option<Self> {
+        if head.method == Method::OPTIONS || !head.headers.contains_key(ORIGIN) {
+            return None;
+        }
+        let names = [ORIGIN, ACCESS_CONTROL_REQUEST_METHOD];
+        let headers = names.into_iter().filter_map(|n| Some((n.clone(), head.headers.get(n)?.clone()))).collect();
+        Some(Self { method: head.method.clone(), bucket: bucket_of(head.uri.path())?, headers })
+    }
+}
+
+/// The bucket in a path.
+fn bucket_of(path: &str) -> Option<String> {
+    let bucket = path.strip_prefix('/')?.split('/').next().filter(|b| !b.is_empty())?;
+    Some(percent_encoding::percent_decode_str(bucket).decode_utf8().ok()?.into_owned())
+}
+
+impl<B: BulkStore> Front<B> {
+    /// Answers a browser that asks before it sends.
+    async fn preflight(&self, head: &Parts) -> Result<Response<s3s::Body>> {
+        // What is wrong with the request itself comes first: no bucket is looked for.
+        let known = match bucket_of(head.uri.path()) {
+            Some(bucket) => self.core.known(&bucket).await.ok(),
+            None => None,
+        };
+        let headers = cors::preflight(known.as_ref().map(|k| &k.settings.cors[..]), &head.headers)?;
+        let mut response = Response::new(s3s::Body::empty());
+        *response.headers_mut() = headers;
+        Ok(response)
+    }
+
+    /// Adds the CORS headers of a bucket's rules, to errors too.
+    async fn tell_origin(&self, origin: &Origin, response: &mut Response<s3s::Body>) {
+        let Ok(known) = self.core.known(&origin.bucket).await else { return };
+        if let Some(headers) = cors::response(&known.settings.cors, origin.method.as_str(), &origin.headers) {
+            response.headers_mut().extend(headers);
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use http::request::Parts;
 use http::{HeaderMap, Method};
 
 use crate::error::{Error, Kind, Result};
+use crate::route::is_subresource;
 
 /// In the text of the error that a stalled body ends with.
 pub const STALLED: &str = "the body stalled";
@@ -38,15 +39,10 @@ pub enum Framing {
 /// Checks a request's head.
 pub fn check(head: &Parts) -> Result<Framing> {
     let query = Query::of(head.uri.query().unwrap_or_default());
-    if head.method == Method::POST && header(&head.headers, "content-type").is_some_and(is_form) {
-        return Err(Error::new(Kind::NotImplemented, "POST form uploads are not supported."));
-    }
     check_subresource(&query)?;
     check_headers(&head.method, &head.headers)?;
     if query.has("X-Amz-Algorithm") || query.has("X-Amz-Signature") || query.has("X-Amz-Credential") {
         check_presigned(&query, &head.headers)?;
-    } else if query.has("Signature") && query.has("AWSAccessKeyId") {
-        return Err(V2_REFUSED.into_error());
     } else if let Some(authorization) = header(&head.headers, "authorization") {
         check_authorization(authorization, &head.headers)?;
     }
@@ -57,21 +53,13 @@ pub fn check(head: &Parts) -> Result<Framing> {
     })
 }
 
-struct Refusal(Kind, &'static str);
-
-impl Refusal {
-    fn into_error(self) -> Error {
-        Error::new(self.0, self.1)
-    }
-}
-
-const V2_REFUSED: Refusal = Refusal(
-    Kind::InvalidRequest,
-    "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256.",
-);
-
 fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     headers.get(name).and_then(|v| v.to_str().ok())
+}
+
+/// True for a browser's form.
+pub fn is_form_upload(head: &Parts) -> bool {
+    head.method == Method::POST && header(&head.headers, "content-type").is_some_and(is_form)
 }
 
 fn is_form(content_type: &str) -> bool {
@@ -109,7 +97,8 @@ fn check_subresource(query: &Query<'_>) -> Result<()> {
     for (name, value) in &query.0 {
         // A name without a value is a subresource; parameters have values.
         let (name, bare) = (&**name, value.as_ref().is_none_or(|v| v.is_empty()));
-        if bare && !name.starts_with("X-Amz-") && !SUBRESOURCES.contains(&name) && !EMPTY_PARAMETERS.contains(&name) {
+        let known = SUBRESOURCES.contains(&name) || EMPTY_PARAMETERS.contains(&name) || is_subresource(name);
+        if bare && !name.starts_with("X-Amz-") && !known {
             return Err(Error::new(Kind::NotImplemented, format!("The subresource {name:?} is not supported.")));
         }
     }
@@ -167,21 +156,17 @@ fn check_headers(method: &Method, headers: &HeaderMap) -> Result<()> {
                 format!("{name} header is not supported for this operation."),
             ));
         }
-        let refused = rest.starts_with("grant-") || rest == "write-offset-bytes";
+        let refused = rest == "write-offset-bytes";
         if refused && header(headers, name).is_none_or(|v| !v.is_empty() && !v.eq_ignore_ascii_case("false")) {
             return Err(Error::new(Kind::NotImplemented, format!("The header {name} is not supported.")));
         }
     }
-    match header(headers, "x-amz-acl") {
-        None | Some("" | "private" | "bucket-owner-full-control" | "bucket-owner-read") => Ok(()),
-        Some(acl) => {
-            Err(Error::new(Kind::NotImplemented, format!("The canned ACL {acl:?} is not supported; only private.")))
-        }
-    }
+    Ok(())
 }
 
 fn check_presigned(query: &Query<'_>, headers: &HeaderMap) -> Result<()> {
     let wrong = |message: &'static str| Err(Error::new(Kind::AuthorizationQueryParametersError, message));
+    let expired = |message: &'static str| Err(Error::new(Kind::AccessDenied, message));
     let all = [
         "X-Amz-Algorithm",
         "X-Amz-Credential",
@@ -198,9 +183,10 @@ fn check_presigned(query: &Query<'_>, headers: &HeaderMap) -> Result<()> {
     }
     match query.get("X-Amz-Expires").and_then(|e| e.parse::<i64>().ok()) {
         None => return wrong("X-Amz-Expires should be a number"),
-        Some(..0) => return wrong("X-Amz-Expires must be non-negative"),
+        Some(..0) => return expired("X-Amz-Expires must be non-negative"),
+        Some(0) => return expired("Request has expired"),
         Some(e) if e as u64 > PRESIGNED_MAX => {
-            return wrong(
+            return expired(
                 "X-Amz-Expires must be less than a week (in seconds); that is, the given X-Amz-Expires must be less than 604800 seconds",
             );
         }
@@ -211,8 +197,9 @@ fn check_presigned(query: &Query<'_>, headers: &HeaderMap) -> Result<()> {
 }
 
 fn check_authorization(authorization: &str, headers: &HeaderMap) -> Result<()> {
+    // Version 2 signs all there is to sign.
     if authorization.starts_with("AWS ") {
-        return Err(V2_REFUSED.into_error());
+        return Ok(());
     }
     let Some(fields) = authorization.strip_prefix("AWS4-HMAC-SHA256") else {
         return Err(Error::new(Kind::InvalidArgument, "Unsupported Authorization Type"));
@@ -414,17 +401,16 @@ mod tests {
             &[("host", "h"), ("x-amz-date", "d"), ("authorization", &no_host)],
             Some(Kind::AccessDenied),
         );
-        refused("GET", "/b", &[("authorization", "AWS AK:sig")], Some(Kind::InvalidRequest));
+        refused("GET", "/b", &[("authorization", "AWS AK:sig")], None);
         refused("GET", "/b", &[("authorization", "Basic xyz")], Some(Kind::InvalidArgument));
         refused("GET", "/b", &[("authorization", "AWS4-HMAC-SHA256 x")], Some(Kind::AuthorizationHeaderMalformed));
-        refused("POST", "/b", &[("content-type", "multipart/form-data; boundary=x")], Some(Kind::NotImplemented));
         refused("PUT", "/b?fancy", &[], Some(Kind::NotImplemented));
         refused("GET", "/b?prefix=&delimiter=/&location", &[], None);
         refused("PUT", "/b/k", &[("x-amz-tagging", "a=b")], None);
         refused("PUT", "/b/k", &[("x-amz-server-side-encryption", "AES256")], None);
         refused("GET", "/b/k", &[("x-amz-server-side-encryption", "AES256")], Some(Kind::InvalidArgument));
         refused("GET", "/b/k", &[("x-amz-server-side-encryption-customer-algorithm", "AES256")], None);
-        refused("PUT", "/b/k", &[("x-amz-acl", "public-read")], Some(Kind::NotImplemented));
+        refused("PUT", "/b/k", &[("x-amz-acl", "public-read")], None);
         refused("PUT", "/b/k", &[("x-amz-acl", "private")], None);
     }
 
@@ -437,12 +423,15 @@ mod tests {
         };
         let host = [("host", "h")];
         refused("GET", &url("604800", "host"), &host, None);
-        for bad in ["604801", "-1", "x", ""] {
+        for bad in ["x", ""] {
             refused("GET", &url(bad, "host"), &host, Some(Kind::AuthorizationQueryParametersError));
+        }
+        for bad in ["604801", "-1", "0"] {
+            refused("GET", &url(bad, "host"), &host, Some(Kind::AccessDenied));
         }
         refused("GET", &url("60", "host%3Bx-amz-meta-a"), &host, Some(Kind::SignatureDoesNotMatch));
         refused("GET", "/b/k?X-Amz-Signature=0", &host, Some(Kind::AuthorizationQueryParametersError));
-        refused("GET", "/b/k?AWSAccessKeyId=a&Signature=b&Expires=1", &host, Some(Kind::InvalidRequest));
+        refused("GET", "/b/k?AWSAccessKeyId=a&Signature=b&Expires=1", &host, None);
     }
 
     /// Undoes unsigned chunking.

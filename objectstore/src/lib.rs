@@ -6,8 +6,13 @@
 //! | module | holds |
 //! |---|---|
 //! | [`api`] | `s3s`'s trait over the operations |
+//! | [`route`] | subresources that Walrus reads itself: configuration of buckets, lists |
+//! | [`form`] | browsers' POST forms |
+//! | [`site`] | buckets shown as websites |
 //! | [`front`] | one request, from its head to its answer |
 //! | [`guard`] | what is checked before `s3s` sees a request |
+//! | [`access`] | who may: requests into actions, ACLs, bucket and identity policies |
+//! | [`config`], [`buckets`] | what a bucket is configured to do; bucket records in memory |
 //! | [`ops`] | the operations, one file per verb family |
 //! | [`core`] | what one core serves with; the steps that operations share |
 //! | [`body`] | bodies in and out with bounded memory |
@@ -15,7 +20,8 @@
 //! | [`list`] | the walk behind LIST, pure |
 //! | [`record`], [`keys`] | the records and where they live |
 //! | [`crypt`], [`vault`] | encryption of stored data, and the keys that it takes |
-//! | [`digest`], [`token`] | checksums, continuation tokens |
+//! | [`digest`], [`token`], [`xml`] | checksums, continuation tokens, documents |
+//! | [`ageing`] | lifecycle rules carried out |
 //! | [`reclaim`] | giving space back |
 //! | [`mod@serve`] | engine cores, listeners, the store: a running Walrus |
 //! | [`role`] | the walrus role in a cloud: keys from its identity service |
@@ -26,13 +32,19 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access;
+pub mod ageing;
 pub mod api;
 pub mod body;
+pub mod buckets;
+pub mod config;
 pub mod core;
 pub mod crypt;
 pub mod digest;
 pub mod error;
+pub mod form;
 pub mod front;
+pub mod fuzz;
 pub mod guard;
 pub mod keys;
 pub mod list;
@@ -41,10 +53,13 @@ pub mod ops;
 pub mod reclaim;
 pub mod record;
 pub mod role;
+pub mod route;
 pub mod serve;
+pub mod site;
 pub mod token;
 pub mod vault;
 pub mod versions;
+pub mod xml;
 
 pub use role::start;
 pub use serve::{Handle, ServeOptions, StartError, serve, standalone};

@@ -26,7 +26,9 @@ use karri_engine::{EngineError, http};
 use karri_meta::rocks::{self, RocksStore};
 use karri_meta::{MetaError, MetaStore};
 
-use crate::core::{Core, Shared};
+use crate::ageing;
+use crate::config::lifecycle::Calendar;
+use crate::core::{Core, CoreRef, Shared};
 use crate::crypt::Secret;
 use crate::front::Front;
 use crate::metrics::Metrics;
@@ -94,6 +96,8 @@ pub struct ServeOptions {
     pub metrics: Metrics,
     /// Wall-clock time.
     pub clock: Arc<dyn Clock>,
+    /// How long a day of lifecycle rules is.
+    pub calendar: Calendar,
 }
 
 impl ServeOptions {
@@ -110,6 +114,7 @@ impl ServeOptions {
             region: "us-east-1".into(),
             metrics: Metrics::default(),
             clock: Arc::new(SystemClock),
+            calendar: Calendar::default(),
         }
     }
 }
@@ -238,7 +243,18 @@ pub fn alone(
         .map_err(|e| StartError::Config { what: format!("the folder {} cannot be made: {e}", dir.display()) })?;
     let meta = Arc::new(RocksStore::open(dir.join("meta"), &rocks::Options::default())?);
     let options = ServeOptions::new(listen, dir.join("objects"), meta, KeyRing::new(keys), master_key(dir)?);
-    serve(ServeOptions { region: region.to_owned(), ..options })
+    serve(ServeOptions { region: region.to_owned(), calendar: calendar()?, ..options })
+}
+
+/// `KARRI_LIFECYCLE_DAY_SECONDS`: how long a day is to lifecycle rules, for the conformance suite.
+fn calendar() -> Result<Calendar, StartError> {
+    let Ok(text) = std::env::var("KARRI_LIFECYCLE_DAY_SECONDS") else { return Ok(Calendar::default()) };
+    match text.parse() {
+        Ok(day_seconds @ 1..) => Ok(Calendar { day_seconds }),
+        _ => Err(StartError::Config {
+            what: format!("KARRI_LIFECYCLE_DAY_SECONDS is {text:?}; want a number of seconds, or unset it"),
+        }),
+    }
 }
 
 /// The master key of the key service, kept in this folder; made at the first start.
@@ -254,7 +270,7 @@ pub fn serve(options: ServeOptions) -> Result<Handle, StartError> {
     let store_bytes = store_bytes(&options)?;
     let cores = Cores::start(options.cores, &CoreOptions { name: "walrus".into(), ..CoreOptions::default() })?;
     let usage = Arc::new(SharedUsage::default());
-    let ServeOptions { listen, store, meta, keys, region, metrics, clock, master, .. } = options;
+    let ServeOptions { listen, store, meta, keys, region, metrics, clock, master, calendar, .. } = options;
     let settings = Settings { clock, region, metrics, master };
 
     // Core 0 opens the store and keeps it.
@@ -288,6 +304,7 @@ pub fn serve(options: ServeOptions) -> Result<Handle, StartError> {
             keys: keys.clone(),
             shared: shared.clone(),
             candidates: candidates.take(),
+            calendar,
         };
         drop(core.try_run(move || site.run(ready, life))?);
         ends.sites.push(end);
@@ -392,6 +409,7 @@ struct Site {
     shared: Arc<Shared>,
     /// For one core: what the last life of the store may have left.
     candidates: Option<Vec<BlobId>>,
+    calendar: Calendar,
 }
 
 impl Site {
@@ -411,14 +429,20 @@ impl Site {
         let front = Rc::new(Front::new(&core, &self.keys));
         let drain = Drain::new();
         let reclaimer = karri_engine::spawn(reclaim::run(core.clone(), || karri_engine::sleep(REST)));
+        let calendar = self.calendar;
         let leftovers = self.candidates.map(|candidates| {
             let core = core.clone();
-            karri_engine::spawn(async move { tidy(&core, &candidates).await })
+            karri_engine::spawn(async move {
+                tidy(&core, &candidates).await;
+                age(&core, calendar).await;
+            })
         });
-        let make = |_| {
+        let make = |peer: http::Peer| {
             let front = front.clone();
-            hyper::service::service_fn(move |request| {
+            let peer = crate::api::Peer { source: peer.address.map(|a| a.ip()), secure: false };
+            hyper::service::service_fn(move |mut request: hyper::Request<_>| {
                 let front = front.clone();
+                request.extensions_mut().insert(peer);
                 async move { Ok::<_, std::convert::Infallible>(front.answer(request).await) }
             })
         };
@@ -447,6 +471,22 @@ impl Site {
         let address = listener.local_addr().map_err(|source| StartError::Listen { address: self.listen, source })?;
         let disk = UringDisk::open(&self.store, &OpenOptions::default())?;
         Ok((listener, self.sharer.attach(disk), address))
+    }
+}
+
+/// Carries out lifecycle rules, for ever.
+async fn age<B: BulkStore>(core: &CoreRef<B>, calendar: Calendar) {
+    loop {
+        karri_engine::sleep(ageing::rest(calendar)).await;
+        match ageing::round(core, calendar).await {
+            Ok(aged) if aged == ageing::Aged::default() => {}
+            Ok(aged) => {
+                tracing::info!(versions = aged.versions, uploads = aged.uploads, "lifecycle rules were carried out")
+            }
+            Err(error) => {
+                tracing::warn!(error = %error, "lifecycle rules could not be carried out; the next round tries again")
+            }
+        }
     }
 }
 

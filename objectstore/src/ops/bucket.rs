@@ -1,5 +1,6 @@
 //! CreateBucket, HeadBucket, ListBuckets, GetBucketLocation, DeleteBucket.
 
+use http::HeaderMap;
 use karri_bulk::BulkStore;
 use karri_meta::{Batch, MetaError, Scan};
 use s3s::dto::{
@@ -8,6 +9,9 @@ use s3s::dto::{
     ListBucketsInput, ListBucketsOutput, Owner,
 };
 
+use crate::access::acl::{Acl, Owners};
+use crate::config::simple::Ownership;
+use crate::config::{Doc, Documents};
 use crate::core::{Access, Caller, Core, CoreRef, RETRIES};
 use crate::error::{Error, Kind, Result};
 use crate::keys::{self, BucketId};
@@ -26,6 +30,9 @@ pub async fn create_bucket<B: BulkStore>(
 ) -> Result<CreateBucketOutput> {
     let name = input.bucket;
     check_name(&name)?;
+    let headers = &caller.leave.facts.headers;
+    let documents = documents_of_new(core, caller, headers)?;
+    let acl = documents.get(Doc::Acl).cloned();
     let region = &core.shared.region;
     if let Some(wanted) = input.create_bucket_configuration.and_then(|c| c.location_constraint)
         && !wanted.as_str().is_empty()
@@ -47,6 +54,7 @@ pub async fn create_bucket<B: BulkStore>(
         versioning: if locked { Versioning::Enabled } else { Versioning::Never },
         lock: locked.then(BucketLock::default),
         encryption: None,
+        documents,
     };
     let batch = Batch::new()
         .check(keys::bucket(&name), None)
@@ -55,13 +63,43 @@ pub async fn create_bucket<B: BulkStore>(
     match core.commit(batch).await {
         Ok(()) => {}
         Err(MetaError::Conflict { .. }) => match core.bucket(caller, &name, None, Access::Write).await {
-            Ok(_) if region == FIRST_REGION => {}
-            Ok(_) => return Err(Kind::BucketAlreadyOwnedByYou.into()),
+            Ok(seen) if seen.value.owner != caller.account() => return Err(Kind::BucketAlreadyExists.into()),
+            Ok(_) if region != FIRST_REGION => return Err(Kind::BucketAlreadyOwnedByYou.into()),
+            // Another list than the bucket has would be lost without a word.
+            Ok(seen) if seen.value.documents.get(Doc::Acl) != acl.as_ref() => {
+                return Err(Kind::BucketAlreadyExists.into());
+            }
+            Ok(_) => {}
             Err(_) => return Err(Kind::BucketAlreadyExists.into()),
         },
         Err(e) => return Err(e.into()),
     }
     Ok(CreateBucketOutput { location: Some(format!("/{name}")) })
+}
+
+/// What CreateBucket's headers configure.
+fn documents_of_new<B: BulkStore>(core: &Core<B>, caller: &Caller, headers: &HeaderMap) -> Result<Documents> {
+    let owner = caller.account();
+    let mut documents = Documents::default();
+    let acl = Acl::of_headers(headers, Owners { owner, bucket_owner: None }, core.people())?;
+    let ownership = match headers.get("x-amz-object-ownership").and_then(|v| v.to_str().ok()) {
+        None => None,
+        Some(name) => Some(Ownership::of_name(name).ok_or_else(|| {
+            Error::new(Kind::InvalidArgument, format!("Invalid x-amz-object-ownership header: {name}"))
+        })?),
+    };
+    let shares = acl.as_ref().is_some_and(|acl| acl.is_shared(owner));
+    if shares && ownership == Some(Ownership::BucketOwnerEnforced) {
+        return Err(Kind::InvalidBucketAclWithObjectOwnership.into());
+    }
+    if let Some(ownership) = ownership {
+        documents.set(Doc::Ownership, Some(ownership.to_xml().into()));
+    }
+    if let Some(acl) = acl.filter(|acl| !acl.is_private(owner)) {
+        documents.set(Doc::Acl, Some(acl.encode().into()));
+        documents.set(Doc::Shared, Some(bytes::Bytes::new()));
+    }
+    Ok(documents)
 }
 
 /// HeadBucket.
@@ -93,6 +131,9 @@ pub async fn list_buckets<B: BulkStore>(
     caller: &Caller,
     input: ListBucketsInput,
 ) -> Result<ListBucketsOutput> {
+    if caller.key.is_none() {
+        return Ok(ListBucketsOutput { buckets: Some(vec![]), owner: Some(owner("anonymous")), ..Default::default() });
+    }
     let prefix = input.prefix.clone().unwrap_or_default();
     let max = match input.max_buckets {
         None => 10_000,

@@ -67,7 +67,7 @@ pub async fn complete_multipart_upload<B: BulkStore>(
             checks.push((keys::part(id, number), Some(raw)));
             parts.push(part);
         }
-        let mut object = assemble(core.now(), caller, &upload, id, &input, &parts)?;
+        let mut object = assemble(core.now(), &upload, id, &input, &parts)?;
         let old = core.object(bucket.value.id, &input.key).await?;
         conditions.check(old.as_ref().map(|o| &o.value).filter(|o| !o.marker))?;
         let mut batch = replace(&target, &bucket, old.as_ref());
@@ -122,7 +122,6 @@ fn check_part(listed: &CompletedPart, part: &Part) -> Result<()> {
 /// The object that the parts make.
 fn assemble(
     now: karri_base::clock::UnixMicros,
-    caller: &Caller,
     upload: &Open,
     id: DataId,
     input: &CompleteMultipartUploadInput,
@@ -168,10 +167,11 @@ fn assemble(
         data: Data::Manifest(id),
         checksum,
         headers: record.headers.clone(),
-        owner: caller.account().to_owned(),
+        owner: record.owner.clone(),
         tags: record.tags.clone(),
         lock: record.lock,
         sealed: record.sealed.clone(),
+        acl: record.acl.clone(),
         ..Object::default()
     })
 }

@@ -11,6 +11,7 @@ use s3s::dto::{
     Error as DeleteError,
 };
 
+use crate::access::actions::{BYPASS_GOVERNANCE, DELETE_OBJECT};
 use crate::core::{Access, Caller, CoreRef, RETRIES, Seen};
 use crate::error::{Error, Kind, Result};
 use crate::keys;
@@ -26,7 +27,7 @@ const AT_ONCE: usize = 64;
 
 /// What a DELETE did.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-struct Done {
+pub struct Done {
     /// A delete marker was made, or taken away.
     marker: bool,
     /// The version made or taken away.
@@ -50,6 +51,9 @@ pub async fn delete_object<B: BulkStore>(
     let bucket = core.bucket(caller, &input.bucket, owner, Access::Write).await?;
     let target = Target { caller, bucket: &input.bucket, key: &input.key, owner };
     let bypass = input.bypass_governance_retention.unwrap_or(false);
+    if bypass {
+        core.may(caller, BYPASS_GOVERNANCE, &input.bucket, &input.key, None).await?;
+    }
     let done = remove(core, &target, bucket, which, &conditions, bypass).await?;
     Ok(DeleteObjectOutput {
         delete_marker: done.marker.then_some(true),
@@ -82,6 +86,10 @@ pub async fn delete_objects<B: BulkStore>(
         let outcome = async {
             check_key(&object.key)?;
             let which = Which::new(object.version_id.as_deref())?;
+            core.may(caller, DELETE_OBJECT, name, &object.key, object.version_id.as_deref()).await?;
+            if bypass {
+                core.may(caller, BYPASS_GOVERNANCE, name, &object.key, None).await?;
+            }
             let target = Target { caller, bucket: name, key: &object.key, owner };
             remove(core, &target, bucket.clone(), which, &conditions, bypass).await
         };
@@ -115,7 +123,7 @@ pub async fn delete_objects<B: BulkStore>(
 }
 
 /// One DELETE. `bucket` is as it was seen last.
-async fn remove<B: BulkStore>(
+pub async fn remove<B: BulkStore>(
     core: &CoreRef<B>,
     target: &Target<'_>,
     mut bucket: Seen<Bucket>,
@@ -139,7 +147,7 @@ async fn remove<B: BulkStore>(
                 }
                 let mut marker = Object {
                     modified: core.now(),
-                    owner: target.caller.account().to_owned(),
+                    owner: target.caller.maker(&bucket.value).to_owned(),
                     marker: true,
                     ..Object::default()
                 };

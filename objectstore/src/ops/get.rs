@@ -70,6 +70,10 @@ pub async fn get_object<B: BulkStore>(
     let h = object.headers.clone();
     let (object_lock_mode, object_lock_retain_until_date, object_lock_legal_hold_status) = lock::fields(&object);
     let encryption = Shown::of(object.sealed.as_ref(), customer.as_ref());
+    let expiration = match which {
+        Which::Current => core.expiration(&input.bucket, &input.key, &object).await,
+        Which::Null | Which::Id(_) => None,
+    };
     Ok(GetObjectOutput {
         accept_ranges: Some("bytes".into()),
         body: Some(outgoing.into_blob()),
@@ -87,6 +91,7 @@ pub async fn get_object<B: BulkStore>(
         content_range: found.content_range,
         content_type: Some(h.content_type.unwrap_or_else(|| DEFAULT_TYPE.into())),
         e_tag: Some(etag(&object)),
+        expiration,
         expires: h.expires.and_then(seconds),
         last_modified: timestamp(object.modified),
         metadata: metadata(&object.headers),
@@ -144,6 +149,10 @@ pub async fn head_object<B: BulkStore>(
     let h = object.headers.clone();
     let (object_lock_mode, object_lock_retain_until_date, object_lock_legal_hold_status) = lock::fields(&object);
     let encryption = Shown::of(object.sealed.as_ref(), customer.as_ref());
+    let expiration = match which {
+        Which::Current => core.expiration(&input.bucket, &input.key, &object).await,
+        Which::Null | Which::Id(_) => None,
+    };
     let tags = tag_count(&object);
     let mut response = S3Response::new(HeadObjectOutput {
         accept_ranges: Some("bytes".into()),
@@ -161,6 +170,7 @@ pub async fn head_object<B: BulkStore>(
         content_range: found.content_range,
         content_type: Some(h.content_type.unwrap_or_else(|| DEFAULT_TYPE.into())),
         e_tag: Some(etag(&object)),
+        expiration,
         expires: h.expires.and_then(seconds),
         last_modified: timestamp(object.modified),
         metadata: metadata(&object.headers),

@@ -163,7 +163,7 @@ pub fn page(max: Option<i32>) -> Result<usize> {
 pub struct Encode(bool);
 
 /// All but unreserved characters and `/`.
-const URL: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
+pub const URL: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 
 impl Encode {
     /// `url` or nothing.

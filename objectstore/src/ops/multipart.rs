@@ -79,8 +79,8 @@ pub async fn create_multipart_upload<B: BulkStore>(
     let encryption = Shown::of(sealed.as_ref(), encrypt.customer());
     let upload = Upload {
         initiated: core.now(),
-        owner: caller.account().to_owned(),
-        initiator: caller.0.arn.clone(),
+        owner: caller.new_owner().to_owned(),
+        initiator: caller.arn().to_owned(),
         algorithm,
         checksum_type,
         implicit: asked.is_none(),
@@ -88,6 +88,7 @@ pub async fn create_multipart_upload<B: BulkStore>(
         tags,
         lock,
         sealed,
+        acl: caller.new_acl(),
     };
     let record = upload.encode();
     for _ in 0..RETRIES {

@@ -71,6 +71,7 @@ pub async fn put_object<B: BulkStore>(
         sse_customer_algorithm: encryption.customer_algorithm,
         sse_customer_key_md5: encryption.customer_md5,
 
+        expiration: core.expiration(&input.bucket, &input.key, &object).await,
         e_tag: Some(etag(&object)),
         checksum_crc32: sums.crc32,
         checksum_crc32c: sums.crc32c,
@@ -98,8 +99,9 @@ pub fn object_of<B: BulkStore>(
         data: received.stored.data(),
         checksum: expected.keep.and_then(|a| received.digests.checksum(a)),
         headers,
-        owner: caller.account().to_owned(),
+        owner: caller.new_owner().to_owned(),
         salt: expected.seal.as_ref().map(|s| s.salt),
+        acl: caller.new_acl(),
         ..Object::default()
     }
 }

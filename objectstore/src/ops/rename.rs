@@ -4,6 +4,7 @@
 //! `x-amz-rename-source`. As in S3 it is for buckets without versions.
 
 use http::{HeaderMap, HeaderName, Uri};
+use karri_base::aws::sigv4::parse_query;
 use karri_bulk::BulkStore;
 use karri_meta::MetaError;
 use percent_encoding::percent_decode_str;
@@ -27,12 +28,6 @@ pub struct Rename {
     absent: bool,
 }
 
-/// True for a request that means it.
-pub fn is_meant(method: &http::Method, uri: &Uri) -> bool {
-    let mut names = uri.query().unwrap_or_default().split('&').map(|p| p.split_once('=').map_or(p, |(n, _)| n));
-    *method == http::Method::PUT && names.any(|n| n == "renameObject")
-}
-
 impl Rename {
     /// Reads a request's head.
     pub fn parse(uri: &Uri, headers: &HeaderMap) -> Result<Self> {
@@ -53,6 +48,19 @@ impl Rename {
         let absent = target.none_match.as_ref().is_some_and(ETagCondition::is_any);
         let from = from.to_owned();
         Ok(Self { bucket, from, to, source: conditions(headers, "x-amz-rename-source-")?, target, absent })
+    }
+}
+
+/// True for a request that means it.
+pub fn is_meant(method: &http::Method, uri: &Uri) -> bool {
+    *method == http::Method::PUT
+        && parse_query(uri.query().unwrap_or_default()).iter().any(|(n, _)| n == "renameObject")
+}
+
+impl Rename {
+    /// The key that the object has.
+    pub fn from(&self) -> &str {
+        &self.from
     }
 }
 

@@ -10,6 +10,8 @@ use bytes::Bytes;
 use karri_base::clock::UnixMicros;
 use karri_bulk::BlobId;
 
+use crate::access::acl::Acl;
+use crate::config::Documents;
 use crate::digest::{Algorithm, Checksum, ChecksumType};
 use crate::keys::{BucketId, DataId};
 use codec::{Damage, Fields, Writer, array, number, text, unknown, wanted};
@@ -36,6 +38,8 @@ pub struct Bucket {
     pub lock: Option<BucketLock>,
     /// How objects are encrypted whose upload does not say.
     pub encryption: Option<Holder>,
+    /// What it is configured to do.
+    pub documents: Documents,
 }
 
 /// `O`: an object's current version; `V`: an older one.
@@ -71,6 +75,8 @@ pub struct Object {
     pub sealed: Option<Sealed>,
     /// Of its data, if that is encrypted and in one piece.
     pub salt: Option<[u8; 16]>,
+    /// Its access control list; `None` is private.
+    pub acl: Option<Acl>,
 }
 
 impl Default for Object {
@@ -91,6 +97,7 @@ impl Default for Object {
             lock: ObjectLock::default(),
             sealed: None,
             salt: None,
+            acl: None,
         }
     }
 }
@@ -168,6 +175,8 @@ pub struct Upload {
     pub lock: ObjectLock,
     /// The object's key, if it is to be encrypted.
     pub sealed: Option<Sealed>,
+    /// For the object: its list.
+    pub acl: Option<Acl>,
 }
 
 /// `P`: a part of an open upload; and a line of `M`.
@@ -215,6 +224,7 @@ impl Bucket {
         if let Some(holder) = &self.encryption {
             w.field(9, &holder.bytes(&[]));
         }
+        self.documents.write(&mut w);
         w.finish()
     }
     /// From what is stored.
@@ -222,6 +232,7 @@ impl Bucket {
         let mut fields = Fields::open(b'B', record)?;
         let (mut id, mut owner, mut created, mut region, mut deleting, mut fence) = (None, None, None, None, false, 0);
         let (mut versioning, mut lock, mut encryption) = (Versioning::Never, None, None);
+        let mut documents = Documents::default();
         while let Some((tag, bytes)) = fields.pull()? {
             match tag {
                 1 => id = Some(BucketId(number(tag, bytes)?)),
@@ -236,6 +247,7 @@ impl Bucket {
                     let (code, id) = bytes.split_first().ok_or(Damage::Field { tag, why: "is empty" })?;
                     encryption = Some(Holder::parse(tag, *code, id)?);
                 }
+                _ if documents.read(tag, bytes) => {}
                 _ => unknown(tag)?,
             }
         }
@@ -249,6 +261,7 @@ impl Bucket {
             versioning,
             lock,
             encryption,
+            documents,
         })
     }
 }
@@ -281,13 +294,14 @@ impl Object {
         if let Some(salt) = &self.salt {
             w.field(34, salt);
         }
+        put_acl(&mut w, self.acl.as_ref());
         w.finish()
     }
     /// From what is stored.
     pub fn decode(record: &[u8]) -> Result<Self, Damage> {
         let mut fields = Fields::open(b'O', record)?;
         let (mut size, mut modified, mut md5, mut data, mut checksum, mut owner) = (None, None, None, None, None, None);
-        let mut headers = Headers::default();
+        let (mut headers, mut acl) = (Headers::default(), None);
         let (mut version, mut marker, mut null_at) = (None, false, None);
         let (mut tags, mut lock) = (Tags::default(), ObjectLock::default());
         let (mut sealed, mut salt) = (None, None);
@@ -304,6 +318,7 @@ impl Object {
                 27 => null_at = Some(UnixMicros(number(tag, bytes)?)),
                 33 => sealed = Some(Sealed::read(bytes)?),
                 34 => salt = Some(array(tag, bytes)?),
+                31 => acl = Some(Acl::decode(tag, bytes)?),
                 _ if headers.read(tag, bytes)? || tags.read(tag, bytes)? || lock.read(tag, bytes)? => {}
                 _ => unknown(tag)?,
             }
@@ -325,6 +340,7 @@ impl Object {
             lock,
             sealed,
             salt,
+            acl,
         })
     }
 }
@@ -343,13 +359,14 @@ impl Upload {
         if let Some(sealed) = &self.sealed {
             sealed.write(&mut w);
         }
+        put_acl(&mut w, self.acl.as_ref());
         w.finish()
     }
     /// From what is stored.
     pub fn decode(record: &[u8]) -> Result<Self, Damage> {
         let mut fields = Fields::open(b'U', record)?;
         let (mut initiated, mut owner, mut initiator, mut checksum) = (None, None, None, None);
-        let mut headers = Headers::default();
+        let (mut headers, mut acl) = (Headers::default(), None);
         let (mut tags, mut lock, mut sealed) = (Tags::default(), ObjectLock::default(), None);
         while let Some((tag, bytes)) = fields.pull()? {
             match tag {
@@ -362,6 +379,7 @@ impl Upload {
                     let algorithm = Algorithm::from_code(algorithm).ok_or(NO_ALGORITHM)?;
                     checksum = Some((algorithm, ChecksumType::from_code(kind).ok_or(NO_ALGORITHM)?, implicit != 0));
                 }
+                31 => acl = Some(Acl::decode(tag, bytes)?),
                 _ if headers.read(tag, bytes)? || tags.read(tag, bytes)? || lock.read(tag, bytes)? => {}
                 _ => unknown(tag)?,
             }
@@ -378,6 +396,7 @@ impl Upload {
             tags,
             lock,
             sealed,
+            acl,
         })
     }
 }
@@ -500,6 +519,12 @@ impl Headers {
     }
 }
 
+fn put_acl(w: &mut Writer, acl: Option<&Acl>) {
+    if let Some(acl) = acl {
+        w.field(31, &acl.encode());
+    }
+}
+
 const NO_ALGORITHM: Damage = Damage::Field { tag: 5, why: "names no known checksum" };
 
 fn put_md5(w: &mut Writer, md5: [u8; 16], parts: Option<u32>) {
@@ -558,6 +583,7 @@ fn get_checksum(bytes: &[u8]) -> Result<Checksum, Damage> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Doc;
 
     fn example() -> Object {
         Object {
@@ -613,6 +639,36 @@ mod tests {
     }
 
     #[test]
+    fn the_page_s_bucket_is_what_the_code_writes() {
+        use crate::access::acl::{Grant, Grantee, Permission};
+        let mut acl = Acl::private("000000000001");
+        acl.0.push(Grant { grantee: Grantee::AllUsers, permission: Permission::Read });
+        let mut documents = Documents::default();
+        documents.set(Doc::Acl, Some(acl.encode().into()));
+        documents.set(Doc::Accelerate, Some(Bytes::from_static(b"<A/>")));
+        documents.set(Doc::Shared, Some(Bytes::new()));
+        let bucket = Bucket {
+            id: BucketId(7),
+            owner: "000000000001".into(),
+            created: UnixMicros(1_700_000_000_000_000),
+            region: "us-east-1".into(),
+            deleting: false,
+            fence: 2,
+            versioning: Versioning::Never,
+            lock: None,
+            encryption: None,
+            documents,
+        };
+        let page = include_str!("../../docs/records.md");
+        let page = page.split("A bucket's record").nth(1).expect("the example");
+        let block = page.split("```hex\n").nth(1).and_then(|b| b.split("```").next()).expect("a hex block");
+        let digits: String =
+            block.lines().flat_map(|l| l.split('|').next()).collect::<String>().split_whitespace().collect();
+        assert_eq!(hex::encode(bucket.encode()), digits);
+        assert_eq!(Bucket::decode(&hex::decode(digits).unwrap()).unwrap(), bucket);
+    }
+
+    #[test]
     fn records_come_back() {
         let bucket = Bucket {
             id: BucketId(7),
@@ -624,6 +680,7 @@ mod tests {
             versioning: Versioning::Never,
             lock: None,
             encryption: None,
+            documents: Documents::default(),
         };
         assert_eq!(Bucket::decode(&bucket.encode()).unwrap(), bucket);
         let default = Some((Mode::Governance, Period::Years(3)));
@@ -664,6 +721,7 @@ mod tests {
             tags: version_example().tags,
             lock: version_example().lock,
             sealed: Some(Sealed { holder: Holder::Customer, wrapped: [7; crate::crypt::WRAPPED] }),
+            acl: Some(Acl::private("000000000000")),
         };
         assert_eq!(Upload::decode(&upload.encode()).unwrap(), upload);
         let object = Object { parts: Some(128), data: Data::Manifest(DataId([5; 16])), ..example() };

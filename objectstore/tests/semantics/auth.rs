@@ -52,11 +52,7 @@ fn keys_signatures_and_clocks() {
         for age in ["960", "-960"] {
             w.req("GET", "/bucket/k").header("test-age", age).send().await.is(403, "RequestTimeTooSkewed");
         }
-        w.req("GET", "/bucket/k")
-            .mode(Mode::Presigned(604_801))
-            .send()
-            .await
-            .is(400, "AuthorizationQueryParametersError");
+        w.req("GET", "/bucket/k").mode(Mode::Presigned(604_801)).send().await.is(403, "AccessDenied");
         w.req("GET", "/bucket/k")
             .mode(Mode::Presigned(60))
             .header("test-age", "70")
@@ -145,8 +141,7 @@ fn what_is_not_there_says_so() {
         let w = Walrus::new().await;
         w.put("/bucket", "").await.ok();
         for (method, target) in [
-            ("GET", "/bucket?acl"),
-            ("PUT", "/bucket?policy"),
+            ("GET", "/bucket?inventory"),
             ("PUT", "/bucket?fancy"),
             ("GET", "/bucket/k?torrent"),
             ("POST", "/bucket/k?select&select-type=2"),
@@ -154,13 +149,6 @@ fn what_is_not_there_says_so() {
             let answer = w.req(method, target).body("<x/>").send().await;
             assert_eq!(answer.status, 501, "{method} {target}: {}", answer.text());
         }
-        let form = w
-            .req("POST", "/bucket")
-            .header("content-type", "multipart/form-data; boundary=x")
-            .body("--x--")
-            .send()
-            .await;
-        assert!(form.is(501, "NotImplemented").header("x-amz-request-id").len() == 16);
     });
 }
 
@@ -185,6 +173,6 @@ fn presigned_names_in_disguise_are_checked_too() {
                 *r.uri_mut() = uri.parse().unwrap();
             })
             .await;
-        assert_eq!((a.status, long.status), (403, 400));
+        assert_eq!((a.status, long.status), (403, 403));
     });
 }

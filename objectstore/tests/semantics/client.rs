@@ -194,6 +194,9 @@ impl<B: BulkStore> Req<'_, B> {
         self.key = Some(key);
         self
     }
+    pub fn host(self, host: &str) -> Self {
+        self.header("host", host)
+    }
     pub fn anonymous(mut self) -> Self {
         self.key = None;
         self
@@ -214,7 +217,7 @@ impl<B: BulkStore> Req<'_, B> {
         let day = format!("{:04}{:02}{:02}", now.year(), u8::from(now.month()), now.day());
         let date = format!("{day}T{:02}{:02}{:02}Z", now.hour(), now.minute(), now.second());
         let scope = format!("{day}/us-east-1/s3/aws4_request");
-        self.headers.insert("host".into(), "localhost:9000".into());
+        self.headers.entry("host".into()).or_insert_with(|| "localhost:9000".into());
         let mut body = self.body.clone();
         let payload = match self.mode {
             Mode::Signed => sha(&body),

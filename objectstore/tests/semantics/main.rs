@@ -1,5 +1,6 @@
 //! Walrus's semantics over memory twins, from signed HTTP request to answer, in this process.
 
+mod access;
 mod auth;
 mod buckets;
 mod client;

@@ -1,0 +1,143 @@
+//! Operations as policies and lists know them: one table from AWS's names to actions, resources and permissions.
+
+use crate::access::acl::Permission;
+
+/// What kind of resource an action is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// No bucket in particular.
+    Service,
+    /// A bucket.
+    Bucket,
+    /// An object, of which something is put or taken: the bucket's list counts.
+    Content,
+    /// An object that is there: its own list counts.
+    Object,
+}
+
+/// What an operation asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    /// IAM's name of the action.
+    pub action: &'static str,
+    /// Its name where the request names a version.
+    pub versioned: &'static str,
+    /// What it is about.
+    pub level: Level,
+    /// The permission by which a list allows it.
+    pub permission: Option<Permission>,
+}
+
+impl Ask {
+    /// An action on what is there by its own name.
+    pub const fn new(action: &'static str, level: Level, permission: Option<Permission>) -> Self {
+        Self { action, versioned: action, level, permission }
+    }
+    /// The action of a request.
+    pub fn of(&self, versioned: bool) -> &'static str {
+        if versioned { self.versioned } else { self.action }
+    }
+}
+
+/// Reading an object: what GET, HEAD and a copy's source ask for.
+pub const GET_OBJECT: Ask = Ask {
+    action: "s3:GetObject",
+    versioned: "s3:GetObjectVersion",
+    level: Level::Object,
+    permission: Some(Permission::Read),
+};
+
+/// Deleting an object or a version.
+pub const DELETE_OBJECT: Ask = Ask {
+    action: "s3:DeleteObject",
+    versioned: "s3:DeleteObjectVersion",
+    level: Level::Content,
+    permission: Some(Permission::Write),
+};
+
+/// Overriding a retention in governance mode.
+pub const BYPASS_GOVERNANCE: Ask = Ask::new("s3:BypassGovernanceRetention", Level::Content, None);
+
+/// Knowing what is in a bucket: decides whether an absent object is absent or denied.
+pub const LIST_BUCKET: Ask = Ask::new("s3:ListBucket", Level::Bucket, Some(Permission::Read));
+
+/// What an operation asks for; `None` for those that are not known here, which are refused.
+pub fn ask(operation: &str) -> Option<Ask> {
+    use Level::{Bucket, Content, Object, Service};
+    use Permission::{Read, ReadAcp, Write, WriteAcp};
+    let plain = |action, level| Some(Ask::new(action, level, None));
+    let with = |action, level, permission| Some(Ask::new(action, level, Some(permission)));
+    let versions = |action, versioned, permission| Some(Ask { action, versioned, level: Object, permission });
+    match operation {
+        "ListBuckets" => plain("s3:ListAllMyBuckets", Service),
+        "CreateBucket" => plain("s3:CreateBucket", Service),
+        "HeadBucket" | "ListObjects" | "ListObjectsV2" => Some(LIST_BUCKET),
+        "ListObjectVersions" => with("s3:ListBucketVersions", Bucket, Read),
+        "ListMultipartUploads" => with("s3:ListBucketMultipartUploads", Bucket, Read),
+        "GetBucketLocation" => plain("s3:GetBucketLocation", Bucket),
+        "DeleteBucket" => plain("s3:DeleteBucket", Bucket),
+        "GetBucketVersioning" => plain("s3:GetBucketVersioning", Bucket),
+        "PutBucketVersioning" => plain("s3:PutBucketVersioning", Bucket),
+        "GetObjectLockConfiguration" => plain("s3:GetBucketObjectLockConfiguration", Bucket),
+        "PutObjectLockConfiguration" => plain("s3:PutBucketObjectLockConfiguration", Bucket),
+        "PutObject"
+        | "CopyObject"
+        | "CreateMultipartUpload"
+        | "UploadPart"
+        | "UploadPartCopy"
+        | "CompleteMultipartUpload"
+        | "PostObject"
+        | "RenameObject" => with("s3:PutObject", Content, Write),
+        "AbortMultipartUpload" => with("s3:AbortMultipartUpload", Content, Write),
+        "ListParts" => with("s3:ListMultipartUploadParts", Content, Read),
+        "DeleteObject" => Some(DELETE_OBJECT),
+        // Each key is judged for itself.
+        "DeleteObjects" => None,
+        "GetObject" | "HeadObject" | "GetObjectTorrent" | "SelectObjectContent" => Some(GET_OBJECT),
+        "GetObjectAttributes" => versions("s3:GetObject", "s3:GetObjectVersion", Some(Read)),
+        "GetObjectAcl" => versions("s3:GetObjectAcl", "s3:GetObjectVersionAcl", Some(ReadAcp)),
+        "PutObjectAcl" => versions("s3:PutObjectAcl", "s3:PutObjectVersionAcl", Some(WriteAcp)),
+        "GetObjectTagging" => versions("s3:GetObjectTagging", "s3:GetObjectVersionTagging", None),
+        "PutObjectTagging" => versions("s3:PutObjectTagging", "s3:PutObjectVersionTagging", None),
+        "DeleteObjectTagging" => versions("s3:DeleteObjectTagging", "s3:DeleteObjectVersionTagging", None),
+        "GetObjectRetention" => plain("s3:GetObjectRetention", Object),
+        "PutObjectRetention" => plain("s3:PutObjectRetention", Object),
+        "GetObjectLegalHold" => plain("s3:GetObjectLegalHold", Object),
+        "PutObjectLegalHold" => plain("s3:PutObjectLegalHold", Object),
+        "RestoreObject" => plain("s3:RestoreObject", Object),
+        "GetBucketAcl" => with("s3:GetBucketAcl", Bucket, ReadAcp),
+        "PutBucketAcl" => with("s3:PutBucketAcl", Bucket, WriteAcp),
+        "GetBucketPolicy" => plain("s3:GetBucketPolicy", Bucket),
+        "PutBucketPolicy" => plain("s3:PutBucketPolicy", Bucket),
+        "DeleteBucketPolicy" => plain("s3:DeleteBucketPolicy", Bucket),
+        "GetBucketPolicyStatus" => plain("s3:GetBucketPolicyStatus", Bucket),
+        "GetBucketCors" => plain("s3:GetBucketCORS", Bucket),
+        "PutBucketCors" | "DeleteBucketCors" => plain("s3:PutBucketCORS", Bucket),
+        "GetBucketLifecycleConfiguration" => plain("s3:GetLifecycleConfiguration", Bucket),
+        "PutBucketLifecycleConfiguration" | "DeleteBucketLifecycle" => plain("s3:PutLifecycleConfiguration", Bucket),
+        "GetBucketTagging" => plain("s3:GetBucketTagging", Bucket),
+        "PutBucketTagging" | "DeleteBucketTagging" => plain("s3:PutBucketTagging", Bucket),
+        "GetPublicAccessBlock" => plain("s3:GetBucketPublicAccessBlock", Bucket),
+        "PutPublicAccessBlock" | "DeletePublicAccessBlock" => plain("s3:PutBucketPublicAccessBlock", Bucket),
+        "GetBucketOwnershipControls" => plain("s3:GetBucketOwnershipControls", Bucket),
+        "PutBucketOwnershipControls" | "DeleteBucketOwnershipControls" => {
+            plain("s3:PutBucketOwnershipControls", Bucket)
+        }
+        "GetBucketEncryption" => plain("s3:GetEncryptionConfiguration", Bucket),
+        "PutBucketEncryption" | "DeleteBucketEncryption" => plain("s3:PutEncryptionConfiguration", Bucket),
+        "GetBucketWebsite" => plain("s3:GetBucketWebsite", Bucket),
+        "PutBucketWebsite" => plain("s3:PutBucketWebsite", Bucket),
+        "DeleteBucketWebsite" => plain("s3:DeleteBucketWebsite", Bucket),
+        "GetBucketLogging" => plain("s3:GetBucketLogging", Bucket),
+        "PutBucketLogging" => plain("s3:PutBucketLogging", Bucket),
+        "GetBucketNotificationConfiguration" => plain("s3:GetBucketNotification", Bucket),
+        "PutBucketNotificationConfiguration" => plain("s3:PutBucketNotification", Bucket),
+        "GetBucketRequestPayment" => plain("s3:GetBucketRequestPayment", Bucket),
+        "PutBucketRequestPayment" => plain("s3:PutBucketRequestPayment", Bucket),
+        "GetBucketAccelerateConfiguration" => plain("s3:GetAccelerateConfiguration", Bucket),
+        "PutBucketAccelerateConfiguration" => plain("s3:PutAccelerateConfiguration", Bucket),
+        "GetBucketQuota" => plain("karri:GetBucketQuota", Bucket),
+        "PutBucketQuota" => plain("karri:PutBucketQuota", Bucket),
+        _ => None,
+    }
+}

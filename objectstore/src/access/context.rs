@@ -1,0 +1,145 @@
+//! A request's condition keys ("Actions, resources, and condition keys for Amazon S3").
+
+use http::HeaderMap;
+use karri_base::aws::policy::Context;
+use karri_base::clock::UnixMicros;
+
+use crate::access::Facts;
+use crate::record::Object;
+
+/// Query parameters that are condition keys by their own names.
+const PARAMETERS: [&str; 3] = ["prefix", "delimiter", "max-keys"];
+
+/// The condition keys of a request.
+pub fn of(facts: &Facts, now: UnixMicros) -> Context {
+    let mut context = Context::default();
+    let text = |name: &str| facts.headers.get(name).and_then(|v| v.to_str().ok());
+    context.moment("aws:CurrentTime", now).moment("aws:EpochTime", now).flag("aws:SecureTransport", facts.secure);
+    if let Some(source) = facts.source {
+        context.address("aws:SourceIp", source);
+    }
+    for (key, header) in [("aws:UserAgent", "user-agent"), ("aws:Referer", "referer")] {
+        if let Some(value) = text(header) {
+            context.text(key, value);
+        }
+    }
+    for (name, value) in &facts.query {
+        if PARAMETERS.contains(&name.as_str()) {
+            context.text(&format!("s3:{name}"), value.clone());
+        }
+    }
+    if let Some(version) = &facts.version {
+        context.text("s3:VersionId", version.clone());
+    }
+    for (name, value) in &facts.headers {
+        let name = name.as_str();
+        let Ok(value) = value.to_str() else { continue };
+        match name.strip_prefix("x-amz-") {
+            None if matches!(name, "if-match" | "if-none-match") => context.text(&format!("s3:{name}"), value),
+            Some("tagging") => request_tags(&mut context, value),
+            Some("object-lock-mode") => context.text("s3:object-lock-mode", value),
+            Some("object-lock-legal-hold") => context.text("s3:object-lock-legal-hold", value),
+            Some("object-lock-retain-until-date") => context.text("s3:object-lock-retain-until-date", value),
+            Some("copy-source") => {
+                let decoded = percent_encoding::percent_decode_str(value).decode_utf8_lossy();
+                context.text("s3:x-amz-copy-source", decoded.trim_start_matches('/'))
+            }
+            Some("security-token") | None => continue,
+            Some(_) => context.text(&format!("s3:{name}"), value),
+        };
+    }
+    context.text("s3:authType", auth_type(facts));
+    context.text(
+        "s3:signatureversion",
+        if text("authorization").is_some_and(|a| a.starts_with("AWS ")) { "AWS" } else { "AWS4-HMAC-SHA256" },
+    );
+    context
+}
+
+fn auth_type(facts: &Facts) -> &'static str {
+    if facts.headers.contains_key("authorization") {
+        "REST-HEADER"
+    } else if facts.operation == "PostObject" {
+        "POST"
+    } else {
+        "REST-QUERY-STRING"
+    }
+}
+
+/// `s3:RequestObjectTag/...` of an `x-amz-tagging` header.
+fn request_tags<'c>(context: &'c mut Context, header: &str) -> &'c mut Context {
+    for (key, value) in karri_base::aws::sigv4::parse_query(header) {
+        context.add("s3:RequestObjectTagKeys", key.clone());
+        context.text(&format!("s3:RequestObjectTag/{key}"), value);
+    }
+    context
+}
+
+/// `s3:ExistingObjectTag/...` of an object that is there.
+pub fn existing_tags(context: &mut Context, object: &Object) {
+    for (key, value) in &object.tags.0 {
+        context.text(&format!("s3:ExistingObjectTag/{key}"), value.clone());
+    }
+}
+
+/// A copy's source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// The bucket.
+    pub bucket: String,
+    /// The key.
+    pub key: String,
+    /// The version.
+    pub version: Option<String>,
+}
+
+/// What `x-amz-copy-source` names, as far as it names an object: read by `s3s`, as the operation will read it.
+pub fn copy_source(headers: &HeaderMap) -> Option<Source> {
+    match s3s::dto::CopySource::parse(headers.get("x-amz-copy-source")?.to_str().ok()?).ok()? {
+        s3s::dto::CopySource::Bucket { bucket, key, version_id } => {
+            Some(Source { bucket: bucket.into(), key: key.into(), version: version_id.map(Into::into) })
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_of_copies() {
+        let check = |text: &str, want: Option<(&str, &str, Option<&str>)>| {
+            let headers =
+                HeaderMap::from_iter([(http::HeaderName::from_static("x-amz-copy-source"), text.parse().unwrap())]);
+            let got = copy_source(&headers);
+            assert_eq!(got.as_ref().map(|s| (s.bucket.as_str(), s.key.as_str(), s.version.as_deref())), want, "{text}");
+        };
+        check("bkt/k", Some(("bkt", "k", None)));
+        check("/bkt/a%2Fk%20x?versionId=v", Some(("bkt", "a/k x", Some("v"))));
+        check("bkt%2Fk", Some(("bkt", "k", None)));
+        check("b", None);
+    }
+
+    #[test]
+    fn keys_of_a_request() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-amz-acl", "public-read".parse().unwrap());
+        headers.insert("x-amz-tagging", "a=1&b=2".parse().unwrap());
+        headers.insert("x-amz-copy-source", "/b/k%20x".parse().unwrap());
+        headers.insert("x-amz-server-side-encryption", "AES256".parse().unwrap());
+        let facts = Facts { headers, query: vec![("prefix".into(), "p/".into())], ..Facts::default() };
+        let context = of(&facts, UnixMicros(1_000_000));
+        for (key, want) in [
+            ("s3:x-amz-acl", "public-read"),
+            ("s3:RequestObjectTag/a", "1"),
+            ("s3:x-amz-copy-source", "b/k x"),
+            ("s3:x-amz-server-side-encryption", "AES256"),
+            ("s3:prefix", "p/"),
+            ("aws:SecureTransport", "false"),
+        ] {
+            assert_eq!(context.get(key), Some(&[want.to_owned()][..]), "{key}");
+        }
+        assert_eq!(context.get("s3:RequestObjectTagKeys").unwrap().len(), 2);
+    }
+}

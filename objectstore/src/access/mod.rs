@@ -1,0 +1,405 @@
+//! Who may: every request becomes actions on resources, judged before its body is read.
+//!
+//! ```text
+//!  request -> Facts -> admit: bucket's policy, lists, ownership, public access block; the caller's own policies
+//!                        |        one evaluator decides (karri_base::aws::policy)
+//!                        v
+//!                      Caller with a Leave -> the operation -> Core::bucket gives only buckets that the Leave names
+//! ```
+//!
+//! An object's own record is read here only where the answer depends on it: its list, its owner or its tags. That is never
+//! so for the bucket's owner as long as nobody else was ever allowed to write into the bucket.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`actions`] | operations as policies know them |
+//! | [`acl`] | access control lists |
+//! | [`context`] | condition keys of a request |
+//! | [`public`] | what counts as public |
+//! | [`people`] | who exists |
+
+pub mod acl;
+pub mod actions;
+pub mod context;
+pub mod people;
+pub mod public;
+
+use std::cell::OnceCell;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::HeaderMap;
+use karri_base::aws::keys::SignedIn;
+use karri_base::aws::policy::document::These;
+use karri_base::aws::policy::{self, Context, Decision, Effect, Identity, Policy, Request, Target, decide};
+use karri_base::clock::UnixMicros;
+use karri_base::id::AccountId;
+use karri_bulk::BulkStore;
+
+use crate::buckets::Known;
+use crate::config::Doc;
+use crate::config::simple::Ownership;
+use crate::core::{Caller, Core};
+use crate::error::{Error, Kind, Result};
+use crate::record::Object;
+use crate::versions::Which;
+use acl::{Acl, Owners, Permission};
+use actions::{Ask, GET_OBJECT, LIST_BUCKET, Level};
+
+/// A request as decisions see it.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// AWS's name of the operation.
+    pub operation: &'static str,
+    /// The bucket it names.
+    pub bucket: Option<String>,
+    /// The key it names.
+    pub key: Option<String>,
+    /// The version it names.
+    pub version: Option<String>,
+    /// The query, decoded.
+    pub query: Vec<(String, String)>,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// Who signed it.
+    pub who: Option<SignedIn>,
+    /// Where it comes from.
+    pub source: Option<IpAddr>,
+    /// True over TLS.
+    pub secure: bool,
+}
+
+/// What a request was let in for.
+#[derive(Debug, Clone, Default)]
+pub struct Leave {
+    /// The request.
+    pub facts: Facts,
+    /// Buckets that it may use, as far as it was judged.
+    pub buckets: Vec<String>,
+    /// Whose an object is that it puts.
+    pub new_owner: Option<String>,
+    /// The list of an object that it puts.
+    pub new_acl: Option<Acl>,
+    /// True where the caller may know what is in the bucket: an absent object is then absent, not denied.
+    pub may_list: bool,
+}
+
+/// True for somebody who may do all that the account may: a root, or an administrator without limits.
+fn is_unlimited(identity: &Identity) -> bool {
+    let everything = |policy: &Arc<Policy>| {
+        let [s] = &policy.statements[..] else { return false };
+        let all = |texts: Option<&str>| texts == Some("*");
+        let actions = matches!(&s.actions, These::Only(list) if all(list.first().map(|a| &*a.text)));
+        let resources = matches!(&s.resources, Some(These::Only(list)) if all(list.first().map(|r| &*r.text)));
+        s.effect == Effect::Allow && s.conditions.is_empty() && actions && resources
+    };
+    let is_root = identity.principal.kind == policy::principal::Kind::Root;
+    identity.session.is_none()
+        && (is_root || identity.boundary.is_none() && matches!(&identity.policies[..], [one] if everything(one)))
+}
+
+/// A decision's parts that stay the same for all that one request asks.
+struct Judge<'r> {
+    facts: &'r Facts,
+    now: UnixMicros,
+    identity: Arc<Identity>,
+    context: OnceCell<Context>,
+    account: Option<&'r AccountId>,
+}
+
+impl Judge<'_> {
+    /// True where nothing limits the caller within its own account.
+    fn is_unlimited_in(&self, known: &Known) -> bool {
+        self.is_own(known) && is_unlimited(&self.identity)
+    }
+
+    fn is_own(&self, known: &Known) -> bool {
+        self.account.is_some() && self.account == known.owner.as_ref()
+    }
+
+    fn is_root_of(&self, known: &Known) -> bool {
+        self.is_own(known)
+            && self.identity.principal.kind == policy::principal::Kind::Root
+            && self.identity.session.is_none()
+    }
+
+    /// The same with other condition keys.
+    fn with(&self, context: Context) -> Self {
+        let (facts, now, account) = (self.facts, self.now, self.account);
+        Self { facts, now, account, identity: self.identity.clone(), context: OnceCell::from(context) }
+    }
+
+    fn context(&self) -> &Context {
+        self.context.get_or_init(|| context::of(self.facts, self.now))
+    }
+
+    /// What a list grants the caller.
+    fn granted(&self, known: &Known, list: Option<&Acl>, permission: Option<Permission>) -> policy::Acl {
+        let (Some(list), Some(permission)) = (list, permission) else { return policy::Acl::None };
+        if known.settings.ownership == Ownership::BucketOwnerEnforced {
+            return policy::Acl::None;
+        }
+        let account = self.account.map(AccountId::as_str);
+        if !known.settings.public_access.ignore_acls && list.allows(None, permission, false) {
+            return policy::Acl::Public;
+        }
+        if list.allows(account, permission, true) {
+            return policy::Acl::Account;
+        }
+        match list.allows(account, permission, known.settings.public_access.ignore_acls) {
+            true => policy::Acl::Public,
+            false => policy::Acl::None,
+        }
+    }
+
+    fn decide(
+        &self,
+        known: &Known,
+        owner: Option<&AccountId>,
+        action: &str,
+        resource: &str,
+        acl: policy::Acl,
+    ) -> Decision {
+        let request = Request { action, resource, context: self.context() };
+        let target = Target { owner, policy: known.policy.as_ref(), acl, must_allow: false };
+        let decision = decide(&self.identity, &target, &request);
+        // A public policy lets in strangers only as far as the bucket does not restrict that.
+        let stranger = self.account.is_none() || self.account != known.owner.as_ref();
+        if decision.is_allowed() && stranger && known.policy_is_public && known.settings.public_access.restrict {
+            return decide(&self.identity, &Target { policy: None, ..target }, &request);
+        }
+        decision
+    }
+}
+
+fn arn(bucket: &str, key: Option<&str>) -> String {
+    match key {
+        None => format!("arn:aws:s3:::{bucket}"),
+        Some(key) => format!("arn:aws:s3:::{bucket}/{key}"),
+    }
+}
+
+fn refuse(decision: Decision, facts: &Facts, action: &str, resource: &str) -> Result<()> {
+    if decision.is_allowed() {
+        return Ok(());
+    }
+    let Some(who) = &facts.who else { return Err(Kind::AccessDenied.into()) };
+    Err(Error::new(
+        Kind::AccessDenied,
+        format!(
+            "User: {} is not authorized to perform: {action} on resource: {resource:?} {}",
+            who.key.arn,
+            decision.why(action)
+        ),
+    ))
+}
+
+impl<B: BulkStore> Core<B> {
+    /// Judges a request; the caller that comes back may do what the request's operation says and no more.
+    ///
+    /// # Errors
+    /// `AccessDenied`; `NoSuchBucket`; what is wrong with ACL headers.
+    pub async fn admit(&self, facts: Facts) -> Result<Caller> {
+        let key = facts.who.as_ref().map(|who| who.key.clone());
+        let judge = self.judge(&facts);
+        let mut leave = Leave { may_list: true, ..Leave::default() };
+        let Some(ask) = self.first_ask(&facts)? else {
+            // Each key for itself: see `may`.
+            let name = facts.bucket.clone().ok_or(Kind::InvalidRequest)?;
+            self.known(&name).await?;
+            leave.buckets.push(name);
+            leave.facts = facts;
+            return Ok(Caller { key, leave: Arc::new(leave) });
+        };
+        match (ask.level, &facts.bucket) {
+            (Level::Service, bucket) => {
+                self.judge_service(&judge, &facts, ask, bucket.as_deref())?;
+                if let Some(name) = bucket {
+                    // CreateBucket of a bucket that is there looks at it.
+                    leave.buckets.push(name.clone());
+                }
+            }
+            (_, None) => return Err(Kind::InvalidRequest.into()),
+            (_, Some(name)) => {
+                let known = self.known(name).await?;
+                leave.may_list = self.judge_one(&judge, &facts, &known, name, ask).await?;
+                if ask.action == "s3:PutObject" {
+                    (leave.new_owner, leave.new_acl) = self.new_object(&facts, &known)?;
+                }
+                leave.buckets.push(name.clone());
+            }
+        }
+        if matches!(facts.operation, "CopyObject" | "UploadPartCopy")
+            && let Some(source) = context::copy_source(&facts.headers)
+        {
+            let known = self.known(&source.bucket).await?;
+            let facts = Facts { key: Some(source.key), version: source.version, ..facts.clone() };
+            leave.may_list &= self.judge_one(&judge, &facts, &known, &source.bucket, GET_OBJECT).await?;
+            leave.buckets.push(source.bucket);
+        }
+        leave.facts = facts;
+        Ok(Caller { key, leave: Arc::new(leave) })
+    }
+
+    /// Judges one more action of a request that was let in: a key of DeleteObjects, an override of a retention.
+    ///
+    /// # Errors
+    /// `AccessDenied`.
+    pub async fn may(&self, caller: &Caller, ask: Ask, bucket: &str, key: &str, version: Option<&str>) -> Result<()> {
+        let known = self.known(bucket).await?;
+        let judge = self.judge(&caller.leave.facts);
+        let facts =
+            Facts { key: Some(key.to_owned()), version: version.map(str::to_owned), ..caller.leave.facts.clone() };
+        self.judge_one(&judge, &facts, &known, bucket, ask).await.map(drop)
+    }
+
+    fn judge<'f>(&self, facts: &'f Facts) -> Judge<'f> {
+        Judge {
+            facts,
+            now: self.now(),
+            identity: facts.who.as_ref().map_or_else(|| Arc::new(Identity::anonymous()), |w| w.identity.clone()),
+            context: OnceCell::new(),
+            account: facts.who.as_ref().map(|w| &w.key.account),
+        }
+    }
+
+    /// What the operation asks for; `None` for one that asks for each key.
+    fn first_ask(&self, facts: &Facts) -> Result<Option<Ask>> {
+        if facts.operation == "DeleteObjects" {
+            return Ok(None);
+        }
+        let ask = actions::ask(facts.operation);
+        ask.map(Some).ok_or_else(|| Error::new(Kind::NotImplemented, "Nobody is allowed this operation here."))
+    }
+
+    fn judge_service(&self, judge: &Judge<'_>, facts: &Facts, ask: Ask, bucket: Option<&str>) -> Result<()> {
+        if judge.account.is_none() {
+            // Nobody's list of buckets is empty; nobody makes none.
+            return if facts.operation == "ListBuckets" { Ok(()) } else { Err(Kind::AccessDenied.into()) };
+        }
+        let resource = bucket.map_or_else(|| "*".to_owned(), |b| arn(b, None));
+        let request = Request { action: ask.action, resource: &resource, context: judge.context() };
+        refuse(decide(&judge.identity, &Target::default(), &request), facts, ask.action, &resource)
+    }
+
+    /// Judges one action; true where the caller may also know what is in the bucket.
+    async fn judge_one(&self, judge: &Judge<'_>, facts: &Facts, known: &Known, name: &str, ask: Ask) -> Result<bool> {
+        let settings = &known.settings;
+        let action = ask.of(facts.version.is_some());
+        if judge.is_unlimited_in(known) && known.policy.is_none() && (ask.level != Level::Object || !known.shared) {
+            return Ok(true);
+        }
+        let caller = Caller { key: facts.who.as_ref().map(|who| who.key.clone()), leave: Arc::default() };
+        if caller.is_system() && (action.starts_with("s3:Get") || action.starts_with("s3:List")) {
+            return Ok(true);
+        }
+        let bucket_arn = arn(name, None);
+        let may_list = || {
+            let granted = judge.granted(known, settings.acl.as_ref(), LIST_BUCKET.permission);
+            // Knowing of one object is listing by its key.
+            let mut context = judge.context().clone();
+            if let Some(key) = &facts.key {
+                context.text("s3:prefix", key.clone());
+            }
+            let lists = judge.with(context);
+            lists.decide(known, known.owner.as_ref(), LIST_BUCKET.action, &bucket_arn, granted).is_allowed()
+        };
+        let resource = match ask.level {
+            Level::Content | Level::Object => arn(name, facts.key.as_deref()),
+            Level::Bucket | Level::Service => bucket_arn.clone(),
+        };
+        if ask.level != Level::Object {
+            let granted = judge.granted(known, settings.acl.as_ref(), ask.permission);
+            let decision = judge.decide(known, known.owner.as_ref(), action, &resource, granted);
+            let root_may = judge.is_root_of(known)
+                && action.ends_with("BucketPolicy")
+                && !known.bucket().documents.has(Doc::PolicyBindsRoot);
+            if !root_may {
+                refuse(decision, facts, action, &resource)?;
+            }
+            return Ok(true);
+        }
+        let enforced = settings.ownership == Ownership::BucketOwnerEnforced;
+        let first = judge.decide(known, known.owner.as_ref(), action, &resource, policy::Acl::None);
+        let own = judge.is_own(known);
+        let settled = match first {
+            Decision::ExplicitDeny(_) => !known.policy_reads_tags,
+            Decision::Allowed => (enforced || !known.shared) && !known.policy_reads_tags,
+            Decision::ImplicitDeny(_) => enforced && !known.policy_reads_tags,
+        };
+        if settled {
+            refuse(first, facts, action, &resource)?;
+            return Ok(own || may_list());
+        }
+        let key = facts.key.as_deref().unwrap_or_default();
+        let Some(object) = self.object_judged(known, key, facts.version.as_deref()).await? else {
+            // Absent: whoever may list learns that, the others learn nothing.
+            if matches!(first, Decision::ExplicitDeny(_)) || !may_list() {
+                return refuse(first, facts, action, &resource).and(Err(Kind::AccessDenied.into()));
+            }
+            return Ok(true);
+        };
+        let owner: Option<AccountId> =
+            if enforced { known.owner.clone() } else { object.owner.parse().ok().or_else(|| known.owner.clone()) };
+        let private;
+        let list = match &object.acl {
+            Some(acl) => acl,
+            None => {
+                private = Acl::private(&object.owner);
+                &private
+            }
+        };
+        let granted = judge.granted(known, Some(list), ask.permission);
+        let tagged;
+        let judge = if known.policy_reads_tags {
+            let mut context = judge.context().clone();
+            context::existing_tags(&mut context, &object);
+            tagged = judge.with(context);
+            &tagged
+        } else {
+            judge
+        };
+        refuse(judge.decide(known, owner.as_ref(), action, &resource, granted), facts, action, &resource)?;
+        Ok(own || may_list())
+    }
+
+    /// The version that a request names, for its list, owner and tags.
+    async fn object_judged(&self, known: &Known, key: &str, version: Option<&str>) -> Result<Option<Object>> {
+        // What is no version id is none that is there: the operation says what is wrong with it.
+        let Ok(which) = Which::new(version) else { return Ok(None) };
+        let found = self.version(known.bucket().id, key, which).await?;
+        Ok(found.map(|at| at.seen.value).filter(|object| !object.marker))
+    }
+
+    /// Whose an object is that a request puts, and its list, by the bucket's ownership controls.
+    fn new_object(&self, facts: &Facts, known: &Known) -> Result<(Option<String>, Option<Acl>)> {
+        let bucket_owner = known.bucket().owner.as_str();
+        let canned = facts.headers.get("x-amz-acl").and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let has_grants = facts.headers.keys().any(|name| name.as_str().starts_with("x-amz-grant-"));
+        let writer = facts.who.as_ref().map_or(bucket_owner, |who| who.key.account.as_str());
+        let owner = match known.settings.ownership {
+            Ownership::BucketOwnerEnforced => {
+                if has_grants || !["", "bucket-owner-full-control"].contains(&canned) {
+                    return Err(Kind::AccessControlListNotSupported.into());
+                }
+                return Ok((Some(bucket_owner.to_owned()), None));
+            }
+            Ownership::BucketOwnerPreferred if canned == "bucket-owner-full-control" => bucket_owner,
+            Ownership::BucketOwnerPreferred | Ownership::ObjectWriter => writer,
+        };
+        let owners = Owners { owner, bucket_owner: Some(bucket_owner) };
+        let acl = Acl::of_headers(&facts.headers, owners, self.people())?;
+        if let Some(acl) = &acl
+            && acl.is_public()
+            && known.settings.public_access.block_acls
+        {
+            return Err(Kind::AccessDenied.into());
+        }
+        Ok((Some(owner.to_owned()), acl.filter(|acl| !acl.is_private(owner))))
+    }
+
+    /// Who exists.
+    pub fn people(&self) -> &dyn people::People {
+        self.shared.people.get_or_init(karri_base::aws::keys::KeyRing::default)
+    }
+}

@@ -1,0 +1,170 @@
+//! Bucket records in memory, read into settings, so that a request costs no read of its bucket's record.
+//!
+//! All cores of a process share them, and a store belongs to one process, so what this process commits is all that
+//! changes. A record is taken in only where no commit on any bucket ended since before it was read; a commit takes out what
+//! it changes, before it is answered. A bucket whose commit was cut off, so that nobody knows when it happens, is read from
+//! the store from then on.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use karri_base::aws::policy::{Policy, Use};
+use karri_base::id::AccountId;
+use karri_meta::{Batch, MetaError};
+
+use crate::access::public;
+use crate::config::{Doc, Settings};
+use crate::core::Seen;
+use crate::record::Bucket;
+use crate::record::codec::Damage;
+
+/// Buckets in memory; a record is some hundred bytes, at most a few ten thousand.
+const KNOWN_MAX: usize = 10_000;
+
+/// A bucket's record and what it says.
+#[derive(Debug)]
+pub struct Known {
+    /// The record.
+    pub seen: Seen<Bucket>,
+    /// Its sub-documents.
+    pub settings: Settings,
+    /// Its owner.
+    pub owner: Option<AccountId>,
+    /// Its policy.
+    pub policy: Option<Policy>,
+    /// True where the policy lets in the public.
+    pub policy_is_public: bool,
+    /// True where the policy asks for tags of the object.
+    pub policy_reads_tags: bool,
+    /// True where objects may belong to others than the bucket's owner.
+    pub shared: bool,
+}
+
+impl Known {
+    /// Reads a record's sub-documents.
+    ///
+    /// # Errors
+    /// Damage.
+    pub fn of(seen: Seen<Bucket>) -> Result<Self, Damage> {
+        let documents = &seen.value.documents;
+        let damage = || Damage::Field { tag: Doc::Policy as u8, why: "is no policy" };
+        let policy = match documents.get(Doc::Policy) {
+            None => None,
+            Some(text) => {
+                let text = std::str::from_utf8(text).map_err(|_| damage())?;
+                Some(Policy::parse(text, Use::Bucket).map_err(|_| damage())?)
+            }
+        };
+        let keys = policy.as_ref().map(Policy::keys).unwrap_or_default();
+        Ok(Self {
+            settings: Settings::of(documents)?,
+            owner: seen.value.owner.parse().ok(),
+            policy_is_public: policy.as_ref().is_some_and(public::is_public),
+            policy_reads_tags: keys.iter().any(|k| k.starts_with("s3:existingobjecttag/")),
+            policy,
+            shared: documents.has(Doc::Shared),
+            seen,
+        })
+    }
+    /// The record.
+    pub fn bucket(&self) -> &Bucket {
+        &self.seen.value
+    }
+}
+
+/// The buckets in memory.
+#[derive(Debug, Default)]
+pub struct Buckets(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    known: HashMap<String, Arc<Known>>,
+    /// Counts the commits that touched buckets.
+    changes: u64,
+    /// Never kept again.
+    doubted: HashSet<String>,
+}
+
+/// When a record was read.
+#[derive(Debug, Clone, Copy)]
+pub struct Ticket(u64);
+
+impl Buckets {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A bucket that is in memory.
+    pub fn get(&self, name: &str) -> Option<Arc<Known>> {
+        self.lock().known.get(name).cloned()
+    }
+
+    /// To be taken before a record is read.
+    pub fn ticket(&self) -> Ticket {
+        Ticket(self.lock().changes)
+    }
+
+    /// Takes in a record that was read since the ticket.
+    pub fn put(&self, ticket: Ticket, name: &str, known: &Arc<Known>) {
+        let mut inner = self.lock();
+        if inner.changes != ticket.0 || inner.doubted.contains(name) {
+            return;
+        }
+        if inner.known.len() >= KNOWN_MAX {
+            inner.known.clear();
+        }
+        inner.known.insert(name.to_owned(), known.clone());
+    }
+
+    /// Watches a commit that may change buckets' records.
+    pub fn change(&self, batch: &Batch) -> Change<'_> {
+        let keys = batch.puts.iter().map(|(key, _)| key).chain(&batch.dels);
+        let names = keys.filter(|k| k.first() == Some(&b'B')).filter_map(|k| std::str::from_utf8(&k[1..]).ok());
+        Change { buckets: self, names: names.map(str::to_owned).collect() }
+    }
+}
+
+/// A commit under way.
+pub struct Change<'b> {
+    buckets: &'b Buckets,
+    names: Vec<String>,
+}
+
+impl Change<'_> {
+    /// It ended so.
+    pub fn done(mut self, outcome: &Result<(), MetaError>) {
+        if matches!(outcome, Err(MetaError::Failed { .. })) {
+            // It may still happen: the drop below doubts it.
+            return;
+        }
+        let mut names = std::mem::take(&mut self.names);
+        // Lost to somebody else's change of the record: ours is not the latest.
+        if let Err(MetaError::Conflict { key }) = outcome
+            && let [b'B', name @ ..] = &key[..]
+        {
+            names.extend(std::str::from_utf8(name).map(str::to_owned));
+        }
+        if names.is_empty() {
+            return;
+        }
+        let mut inner = self.buckets.lock();
+        inner.changes += 1;
+        for name in names {
+            inner.known.remove(&name);
+        }
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        if self.names.is_empty() {
+            return;
+        }
+        let mut inner = self.buckets.lock();
+        inner.changes += 1;
+        for name in std::mem::take(&mut self.names) {
+            inner.known.remove(&name);
+            inner.doubted.insert(name);
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Subresources that Walrus reads and writes itself: what buckets are configured to do, and lists of objects.
+//!
+//! `s3s` checks the signature and hands the rest over ([`s3s::route::S3Route`]): these documents are stored as they are
+//! answered, so typed copies of them in between would only lose something. Bodies are bounded, their digests checked.
+
+use bytes::Bytes;
+use http::{Extensions, HeaderMap, Method, StatusCode, Uri};
+use karri_base::aws::keys::KeyRing;
+use karri_base::aws::sigv4::parse_query;
+use karri_bulk::BulkStore;
+use s3s::path::S3Path;
+use s3s::route::S3Route;
+use s3s::{Body, S3Request, S3Response, S3Result};
+use send_wrapper::SendWrapper;
+
+use crate::access::Facts;
+use crate::access::actions::{DELETE_OBJECT, GET_OBJECT};
+use crate::api::{self, OperationName, Peer, RequestId};
+use crate::body::Expected;
+use crate::core::{Caller, CoreRef};
+use crate::error::{Kind, Result};
+use crate::ops;
+
+/// The largest document: 1,000 lifecycle rules, each with some tags.
+const DOCUMENT_MAX: usize = 1 << 20;
+
+/// A subresource and the operations of its methods: GET, PUT, DELETE.
+struct Row {
+    name: &'static str,
+    object: bool,
+    operations: [Option<&'static str>; 3],
+}
+
+const fn row(name: &'static str, operations: [Option<&'static str>; 3]) -> Row {
+    Row { name, object: false, operations }
+}
+
+const ROWS: &[Row] = &[
+    row("acl", [Some("GetBucketAcl"), Some("PutBucketAcl"), None]),
+    Row { name: "acl", object: true, operations: [Some("GetObjectAcl"), Some("PutObjectAcl"), None] },
+    row("policy", [Some("GetBucketPolicy"), Some("PutBucketPolicy"), Some("DeleteBucketPolicy")]),
+    row("policyStatus", [Some("GetBucketPolicyStatus"), None, None]),
+    row("cors", [Some("GetBucketCors"), Some("PutBucketCors"), Some("DeleteBucketCors")]),
+    row(
+        "lifecycle",
+        [
+            Some("GetBucketLifecycleConfiguration"),
+            Some("PutBucketLifecycleConfiguration"),
+            Some("DeleteBucketLifecycle"),
+        ],
+    ),
+    row("tagging", [Some("GetBucketTagging"), Some("PutBucketTagging"), Some("DeleteBucketTagging")]),
+    row(
+        "publicAccessBlock",
+        [Some("GetPublicAccessBlock"), Some("PutPublicAccessBlock"), Some("DeletePublicAccessBlock")],
+    ),
+    row(
+        "ownershipControls",
+        [Some("GetBucketOwnershipControls"), Some("PutBucketOwnershipControls"), Some("DeleteBucketOwnershipControls")],
+    ),
+    row("website", [Some("GetBucketWebsite"), Some("PutBucketWebsite"), Some("DeleteBucketWebsite")]),
+    row("logging", [Some("GetBucketLogging"), Some("PutBucketLogging"), None]),
+    row("notification", [Some("GetBucketNotificationConfiguration"), Some("PutBucketNotificationConfiguration"), None]),
+    row("requestPayment", [Some("GetBucketRequestPayment"), Some("PutBucketRequestPayment"), None]),
+    row("accelerate", [Some("GetBucketAccelerateConfiguration"), Some("PutBucketAccelerateConfiguration"), None]),
+    row("quota", [Some("GetBucketQuota"), Some("PutBucketQuota"), None]),
+];
+
+/// True for a subresource's name.
+pub fn is_subresource(name: &str) -> bool {
+    ROWS.iter().any(|row| row.name == name)
+}
+
+/// The operations' names, for metrics and logs.
+pub fn operations() -> impl Iterator<Item = &'static str> {
+    ROWS.iter().flat_map(|row| row.operations.into_iter().flatten())
+}
+
+/// A request that is for here.
+#[derive(Debug, Clone)]
+struct Match {
+    operation: Option<&'static str>,
+    bucket: String,
+    key: Option<String>,
+}
+
+fn find(method: &Method, uri: &Uri) -> Option<Match> {
+    let query = uri.query()?;
+    let path = percent_encoding::percent_decode_str(uri.path()).decode_utf8().ok()?;
+    let (bucket, key) = match s3s::path::parse_path_style(&path).ok()? {
+        S3Path::Root => return None,
+        S3Path::Bucket { bucket } => (bucket, None),
+        S3Path::Object { bucket, key } => (bucket, Some(key)),
+    };
+    let query = parse_query(query);
+    if key.is_some() && ops::rename::is_meant(method, uri) {
+        return Some(Match { operation: Some("RenameObject"), bucket: bucket.into(), key: key.map(Into::into) });
+    }
+    let row = ROWS.iter().find(|row| row.object == key.is_some() && query.iter().any(|(n, _)| n == row.name))?;
+    let at = match *method {
+        Method::GET => 0,
+        Method::PUT => 1,
+        Method::DELETE => 2,
+        _ => usize::MAX,
+    };
+    let operation = row.operations.get(at).copied().flatten();
+    Some(Match { operation, bucket: bucket.into(), key: key.map(Into::into) })
+}
+
+/// The routes of one core.
+pub struct Routes<B: BulkStore> {
+    core: SendWrapper<CoreRef<B>>,
+    keys: KeyRing,
+}
+
+impl<B: BulkStore> Routes<B> {
+    /// Routes to this core's Walrus.
+    pub fn new(core: &CoreRef<B>, keys: &KeyRing) -> Self {
+        Self { core: SendWrapper::new(core.clone()), keys: keys.clone() }
+    }
+}
+
+#[async_trait::async_trait]
+impl<B: BulkStore> S3Route for Routes<B> {
+    fn is_match(&self, method: &Method, uri: &Uri, _headers: &HeaderMap, extensions: &mut Extensions) -> bool {
+        let Some(found) = find(method, uri) else { return false };
+        if let Some(cell) = extensions.get::<OperationName>() {
+            let _ = cell.0.set(found.operation.unwrap_or("Other"));
+        }
+        extensions.insert(found);
+        true
+    }
+
+    async fn check_access(&self, _req: &mut S3Request<Body>) -> S3Result<()> {
+        // The call judges: it knows what the request is.
+        Ok(())
+    }
+
+    async fn call(&self, req: S3Request<Body>) -> S3Result<S3Response<Body>> {
+        let id = req.extensions.get::<RequestId>().cloned();
+        let found = req.extensions.get::<Match>().cloned();
+        let operation = found.as_ref().and_then(|f| f.operation).unwrap_or("Other");
+        SendWrapper::new(self.answer(req, found)).await.map_err(|e| api::refuse(e, operation, id))
+    }
+}
+
+impl<B: BulkStore> Routes<B> {
+    async fn answer(&self, mut req: S3Request<Body>, found: Option<Match>) -> Result<S3Response<Body>> {
+        let found = found.ok_or(Kind::InternalError)?;
+        let operation = found.operation.ok_or(Kind::MethodNotAllowed)?;
+        let query = parse_query(req.uri.query().unwrap_or_default());
+        let version = query.iter().find(|(n, _)| n == "versionId").map(|(_, v)| v.clone()).filter(|v| !v.is_empty());
+        let peer = req.extensions.get::<Peer>().copied().unwrap_or_default();
+        let now = self.core.now();
+        let who = api::signer(&self.keys, req.credentials.as_ref(), &req.extensions, &req.headers, &query, now)?;
+        let caller = self
+            .core
+            .admit(Facts {
+                operation,
+                bucket: Some(found.bucket.clone()),
+                key: found.key.clone(),
+                version: version.clone(),
+                query,
+                headers: api::headers_that_count(&req.headers),
+                who,
+                source: peer.source,
+                secure: peer.secure,
+            })
+            .await?;
+        if operation == "RenameObject" {
+            // s3s does not know it.
+            let asked = ops::rename::Rename::parse(&req.uri, &req.headers)?;
+            for ask in [GET_OBJECT, DELETE_OBJECT] {
+                self.core.may(&caller, ask, &found.bucket, asked.from(), None).await?;
+            }
+            ops::rename::rename_object(&self.core, &caller, &asked).await?;
+            return Ok(S3Response::new(Body::empty()));
+        }
+        let document = document(&mut req).await?;
+        let asked = Asked {
+            core: &self.core,
+            caller: &caller,
+            bucket: &found.bucket,
+            key: found.key.as_deref().unwrap_or_default(),
+            version: version.as_deref(),
+            headers: &req.headers,
+            document: &document,
+        };
+        // x-amz-expected-bucket-owner.
+        let known = self.core.known(&found.bucket).await?;
+        let expected = req.headers.get("x-amz-expected-bucket-owner").and_then(|v| v.to_str().ok());
+        if expected.is_some_and(|e| e != known.bucket().owner) {
+            return Err(Kind::AccessDenied.into());
+        }
+        let answer = ops::configure::call(operation, &asked).await?;
+        let mut response = S3Response::with_status(Body::empty(), answer.status);
+        if let Some((kind, text)) = answer.body {
+            response.headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+            response.headers.insert(http::header::CONTENT_LENGTH, text.len().into());
+            response.output = Body::from(text);
+        }
+        response.headers.extend(answer.headers);
+        Ok(response)
+    }
+}
+
+/// A request for a subresource, let in and read.
+pub struct Asked<'a, B: BulkStore> {
+    /// The core.
+    pub core: &'a CoreRef<B>,
+    /// Who asks.
+    pub caller: &'a Caller,
+    /// The bucket's name.
+    pub bucket: &'a str,
+    /// The object's key; empty for a bucket's subresource.
+    pub key: &'a str,
+    /// The object's version.
+    pub version: Option<&'a str>,
+    /// The request's headers.
+    pub headers: &'a HeaderMap,
+    /// The request's body.
+    pub document: &'a Bytes,
+}
+
+/// What is answered.
+#[derive(Debug, Default)]
+pub struct Answer {
+    /// 200 or 204.
+    pub status: StatusCode,
+    /// Content type and text.
+    pub body: Option<(&'static str, String)>,
+    /// Headers.
+    pub headers: HeaderMap,
+}
+
+impl Answer {
+    /// A document.
+    pub fn xml(text: String) -> Self {
+        Self { body: Some(("application/xml", text)), ..Self::default() }
+    }
+    /// Nothing more than that it is done.
+    pub fn done() -> Self {
+        Self::default()
+    }
+    /// 204.
+    pub fn gone() -> Self {
+        Self { status: StatusCode::NO_CONTENT, ..Self::default() }
+    }
+}
+
+/// The body, at most [`DOCUMENT_MAX`], with its digests checked.
+async fn document(req: &mut S3Request<Body>) -> Result<Bytes> {
+    let stored = req.input.store_all_limited(DOCUMENT_MAX).await;
+    let bytes = stored.map_err(|e| match e.to_string() {
+        text if text.contains("limit") => Kind::MaxMessageLengthExceeded.into(),
+        _ => crate::error::body(&*e),
+    })?;
+    let expected = Expected::of(&req.headers, Some(bytes.len() as i64), req.trailing_headers.take())?;
+    expected.check_whole(&bytes)?;
+    Ok(bytes)
+}
