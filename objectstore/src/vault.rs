@@ -40,24 +40,28 @@ impl Vault {
 
     /// The master key in a file of 64 hexadecimal digits; made, for its owner only, when it is not there.
     pub fn master_in(path: &Path) -> std::io::Result<Secret> {
-        let fresh = Secret::new();
-        let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-        match made {
+        match std::fs::File::open(path) {
             Ok(mut file) => {
-                file.write_all(format!("{}\n", hex::encode(fresh.0)).as_bytes())?;
-                file.sync_all()?;
-                if let Some(dir) = path.parent() {
-                    std::fs::File::open(dir)?.sync_all()?;
-                }
-                Ok(fresh)
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
                 let mut text = String::new();
-                std::fs::File::open(path)?.read_to_string(&mut text)?;
+                file.read_to_string(&mut text)?;
                 let mut key = [0; 32];
                 let bad = || std::io::Error::other(format!("{} holds no 64 hexadecimal digits", path.display()));
                 hex::decode_to_slice(text.trim(), &mut key).map_err(|_| bad())?;
                 Ok(Secret(key))
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                // Whole or not at all, whatever the moment of a crash.
+                let fresh = Secret::new();
+                let part = path.with_extension("part");
+                let mut options = std::fs::OpenOptions::new();
+                let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&part)?;
+                file.write_all(format!("{}\n", hex::encode(fresh.0)).as_bytes())?;
+                file.sync_all()?;
+                std::fs::rename(&part, path)?;
+                if let Some(dir) = path.parent() {
+                    std::fs::File::open(dir)?.sync_all()?;
+                }
+                Ok(fresh)
             }
             Err(e) => Err(e),
         }
@@ -131,6 +135,7 @@ mod tests {
         let first = Vault::master_in(&path).unwrap();
         assert_eq!(Vault::master_in(&path).unwrap(), first);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing half-written is left");
         std::fs::write(&path, "x").unwrap();
         assert!(Vault::master_in(&path).is_err());
     }

@@ -112,9 +112,7 @@ fn holder(kind: Option<&str>, key_id: Option<&str>) -> Result<Holder> {
         (Some(ServerSideEncryption::AES256) | None, Some(_)) => Err(wrong(
             "x-amz-server-side-encryption-aws-kms-key-id goes with x-amz-server-side-encryption: aws:kms only.",
         )),
-        (Some(_), _) => {
-            Err(Error::new(Kind::InvalidEncryptionAlgorithm, "The encryption method specified is not supported"))
-        }
+        (Some(_), _) => Err(wrong("The encryption method specified is not supported")),
         (None, None) => Err(Kind::InvalidArgument.into()),
     }
 }
@@ -309,6 +307,6 @@ mod tests {
         check(Some("aws:kms"), None, Ok(Some(Holder::Service(DEFAULT_KEY.into()))));
         check(None, Some("k"), Err(Kind::InvalidArgument));
         check(Some("AES256"), Some("k"), Err(Kind::InvalidArgument));
-        check(Some("rot13"), None, Err(Kind::InvalidEncryptionAlgorithm));
+        check(Some("rot13"), None, Err(Kind::InvalidArgument));
     }
 }
