@@ -51,9 +51,11 @@ pub fn export(asked: &Export) -> Result<ExitCode> {
     runtime()?.block_on(async {
         let mut registry = observe::registry("storage");
         let meta = chassis::records(&records, &mut registry).await?;
+        // Listened for before anyone is told that it is there: a signal that came in between would be lost.
+        let stop = chassis::stop_requested()?;
         let exported = karri_blockstore::role::export(options, meta, &mut registry).await?;
         print(&format!("ready: {volume} on {}\n", socket.display()));
-        chassis::stop_requested()?.await;
+        stop.await;
         exported.shutdown().await;
         Ok(ExitCode::SUCCESS)
     })
@@ -143,9 +145,10 @@ pub fn serve(asked: &Serve) -> Result<ExitCode> {
         keys.extend(read_users(&text).with_context(|| format!("--users {}", path.display()))?);
     }
     let walrus = karri_objectstore::serve::alone(&asked.store, asked.listen, keys, "us-east-1")?;
-    print(&format!("ready: S3 at http://{}\n", walrus.local_addr()));
     runtime()?.block_on(async {
-        chassis::stop_requested()?.await;
+        let stop = chassis::stop_requested()?;
+        print(&format!("ready: S3 at http://{}\n", walrus.local_addr()));
+        stop.await;
         anyhow::Ok(())
     })?;
     walrus.shutdown();
