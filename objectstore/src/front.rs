@@ -28,6 +28,7 @@ use crate::error::{Error, Kind, Result};
 use crate::form;
 use crate::guard::{self, Chunks, Framing};
 use crate::metrics::Metrics;
+use crate::sig_v2;
 use crate::site;
 use crate::xml::Out;
 
@@ -65,16 +66,20 @@ impl<B: BulkStore> Front<B> {
         let head_only = head.method == Method::HEAD;
         let origin = Origin::of(&head);
         let site = site::bucket_of_host(&head.headers);
+        if let Some(uri) = sig_v2::slashed(&head, &self.keys) {
+            head.uri = uri;
+        }
         let mut response = match guard::check(&head) {
+            _ if head.method == Method::OPTIONS => {
+                // Asked without what the request itself will be signed with.
+                let _ = name.0.set("Preflight");
+                self.preflight(&head).await.unwrap_or_else(refuse)
+            }
             _ if site.is_some() => {
                 let _ = name.0.set("Website");
                 self.visit(&head, &site.unwrap_or_default(), &id).await
             }
             Err(e) => refuse(e),
-            Ok(_) if head.method == Method::OPTIONS => {
-                let _ = name.0.set("Preflight");
-                self.preflight(&head).await.unwrap_or_else(refuse)
-            }
             Ok(_) if guard::is_form_upload(&head) => {
                 let _ = name.0.set("PostObject");
                 self.form(&head, body, &id).await.unwrap_or_else(refuse)
@@ -200,7 +205,7 @@ impl<B: BulkStore> Front<B> {
         } else {
             response.headers_mut().extend(HeaderValue::from_str(&location).ok().map(|v| (LOCATION, v)));
             if upload.status == 201 {
-                let text = Out::document("PostResponse", |out| {
+                let text = Out::bare("PostResponse", |out| {
                     out.text("Location", &location);
                     out.text("Bucket", &bucket);
                     out.text("Key", &upload.key);

@@ -10,6 +10,7 @@
 //! | [`form`] | browsers' POST forms |
 //! | [`site`] | buckets shown as websites |
 //! | [`front`] | one request, from its head to its answer |
+//! | [`sig_v2`] | what `s3s` leaves of Signature Version 2 |
 //! | [`guard`] | what is checked before `s3s` sees a request |
 //! | [`access`] | who may: requests into actions, ACLs, bucket and identity policies |
 //! | [`config`], [`buckets`] | what a bucket is configured to do; bucket records in memory |
@@ -55,6 +56,7 @@ pub mod record;
 pub mod role;
 pub mod route;
 pub mod serve;
+pub mod sig_v2;
 pub mod site;
 pub mod token;
 pub mod vault;

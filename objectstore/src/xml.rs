@@ -190,6 +190,13 @@ impl Out {
         out.0
     }
 
+    /// As [`document`](Self::document), in no namespace.
+    pub fn bare(name: &str, body: impl FnOnce(&mut Self)) -> String {
+        let mut out = Self(String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n"));
+        out.element(name, body);
+        out.0
+    }
+
     /// An element with elements in it.
     pub fn element(&mut self, name: &str, body: impl FnOnce(&mut Self)) {
         self.0 += &format!("<{name}>");

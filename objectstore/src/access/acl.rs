@@ -102,7 +102,7 @@ pub struct Grant {
     pub permission: Permission,
 }
 
-/// A list.
+/// A list; groups come first, as S3 shows them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Acl(pub Vec<Grant>);
 
@@ -116,6 +116,11 @@ pub struct Owners<'a> {
 }
 
 impl Acl {
+    fn of(mut grants: Vec<Grant>) -> Self {
+        grants.sort_by_key(|grant| matches!(grant.grantee, Grantee::Account(_)));
+        Self(grants)
+    }
+
     /// What an owner has without a list.
     pub fn private(owner: &str) -> Self {
         Self(vec![Grant { grantee: Grantee::Account(owner.to_owned()), permission: Permission::FullControl }])
@@ -155,7 +160,7 @@ impl Acl {
             ("bucket-owner-read" | "bucket-owner-full-control", Some(_)) => {}
             _ => return Err(Error::new(Kind::InvalidArgument, format!("The canned ACL {name:?} is not one of S3's."))),
         }
-        Ok(acl)
+        Ok(Self::of(acl.0))
     }
 
     /// What a request's `x-amz-acl` or `x-amz-grant-*` headers say, if there are any.
@@ -192,7 +197,7 @@ impl Acl {
             (Some(name), true) => Self::canned(&name, owners).map(Some),
             (None, true) => Ok(None),
             (None, false) if grants.len() > GRANTS_MAX => Err(Kind::MalformedAclError.into()),
-            (None, false) => Ok(Some(Self(grants))),
+            (None, false) => Ok(Some(Self::of(grants))),
         }
     }
 
@@ -224,7 +229,7 @@ impl Acl {
             };
             Ok(Grant { grantee, permission })
         });
-        Ok(Self(grants.collect::<Result<_>>()?))
+        Ok(Self::of(grants.collect::<Result<_>>()?))
     }
 
     /// The `AccessControlPolicy` document.

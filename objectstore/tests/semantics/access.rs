@@ -73,7 +73,7 @@ fn grants_by_header_and_document() {
         w.req("GET", "/bucket?acl").by("AK2").send().await.is(403, "AccessDenied");
         w.req("PUT", "/bucket?acl").body(grants(ACCOUNT, &[(OTHER, "READ_ACP"), (ALL, "READ")])).send().await.ok();
         let acl = w.req("GET", "/bucket?acl").by("AK2").send().await.ok();
-        assert_eq!(acl.all("Permission"), ["READ_ACP", "READ"]);
+        assert_eq!(acl.all("Permission"), ["READ", "READ_ACP"]);
         assert_eq!(acl.all("URI"), [ALL]);
         w.req("PUT", "/bucket?acl").by("AK2").body(grants(ACCOUNT, &[])).send().await.is(403, "AccessDenied");
         w.req("PUT", "/bucket?acl").body(grants(OTHER, &[])).send().await.is(403, "AccessDenied");
