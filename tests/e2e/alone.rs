@@ -1,20 +1,30 @@
 //! One engine without a cloud: `karri storage export` and `karri walrus serve` start, say so, and end in order.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::cloud::{folder, karri, signal, wait};
 
 /// Starts it, waits for its word, tells it to end; it must end well.
 fn starts_and_ends(mut command: Command, name: &str) {
-    let mut child = command.stdout(Stdio::piped()).spawn().expect("karri runs");
+    let mut child = Ended(command.stdout(Stdio::piped()).spawn().expect("karri runs"));
     let mut line = String::new();
-    BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("its word");
+    BufReader::new(child.0.stdout.take().expect("a pipe")).read_line(&mut line).expect("its word");
     assert!(line.starts_with("ready"), "{line}");
-    signal(child.id(), name);
-    let status = wait(Duration::from_secs(60), "its end", || child.try_wait().expect("a child"));
+    signal(child.0.id(), name);
+    let status = wait(Duration::from_secs(60), "its end", || child.0.try_wait().expect("a child"));
     assert!(status.success(), "{status}");
+}
+
+/// A process that does not outlive its test.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]
