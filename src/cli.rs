@@ -142,7 +142,7 @@ enum WalrusAlone {
         /// Its secret
         #[arg(long, value_name = "S", requires = "access_key")]
         secret_key: Option<String>,
-        /// TOML file of more users: [[user]] with account, name, email, access_key, secret_key
+        /// TOML file of more users: `[[user]]` tables of account, name, email, access_key, secret_key
         #[arg(long, value_name = "FILE")]
         users: Option<PathBuf>,
     },
