@@ -6,7 +6,7 @@ CARGO_TARGET_DIR ?= $(CURDIR)/target
 export CARGO_TARGET_DIR
 KARRI = $(CARGO_TARGET_DIR)/release/karri
 # A cargo that is too old steps back behind Debian's, which `make setup` then installs.
-ifeq ($(shell $(CARGO) --version 2>/dev/null | awk '{split($$2, v, "."); print v[1] > 1 || v[2] >= 95}'),1)
+ifeq ($(shell $(CARGO) --version 2>/dev/null | awk '{split($$2, v, "."); print (v[1] > 1 || v[2] >= 95)}'),1)
 else
 export PATH := /usr/bin:$(PATH)
 endif
