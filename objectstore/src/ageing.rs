@@ -1,4 +1,5 @@
-//! Carries out lifecycle rules: objects, older versions, delete markers and uploads that are due go.
+//! Carries out lifecycle rules: objects, older versions, delete markers and uploads that are due go; objects change their
+//! storage class.
 //!
 //! One core makes a round over all buckets with rules, then rests. Every deletion is the operation that a client would ask
 //! for, conditional on the very version that was found due, so whoever replaces an object meanwhile wins. A round does the
@@ -17,7 +18,7 @@ use time::OffsetDateTime;
 use crate::access::Leave;
 use crate::buckets::Known;
 use crate::config::Doc;
-use crate::config::lifecycle::{Calendar, Rule, Subject};
+use crate::config::lifecycle::{Calendar, Noncurrent, Rule, Subject, When, next_class};
 use crate::core::{Caller, CoreRef};
 use crate::error::{Error, Kind, Result};
 use crate::keys;
@@ -40,6 +41,8 @@ pub struct Aged {
     pub versions: u64,
     /// Uploads aborted.
     pub uploads: u64,
+    /// Versions that changed their storage class.
+    pub moved: u64,
 }
 
 /// How long to rest between rounds: an hour, or a fifth of a shortened day.
@@ -97,13 +100,17 @@ async fn bucket<B: BulkStore>(
     let round = Round { core, caller, name, known, calendar, now: core.now().secs() };
     let rules: Vec<&Rule> = known.settings.lifecycle.iter().filter(|r| r.enabled).collect();
     let id = known.bucket().id;
-    if rules.iter().any(|r| r.expiration.is_some() || r.noncurrent.is_some()) {
+    let looks = |r: &&Rule| {
+        let moves = !r.transitions.is_empty() || !r.noncurrent_transitions.is_empty();
+        moves || r.expiration.is_some() || r.noncurrent.is_some()
+    };
+    if rules.iter().any(looks) {
         let mut range = keys::objects_of(id);
         loop {
             let found = core.meta.scan(Scan { range: range.clone(), limit: PAGE, reverse: false }).await?;
             for (store_key, raw) in &found {
                 let key = String::from_utf8_lossy(&store_key[keys::OBJECT_PREFIX..]).into_owned();
-                aged.versions += round.key(&rules, &key, &Object::decode(raw)?).await?;
+                round.key(&rules, &key, &Object::decode(raw)?, aged).await?;
             }
             match found.last() {
                 Some((last, _)) if found.len() == PAGE => range.start = keys::after(last),
@@ -119,11 +126,11 @@ async fn bucket<B: BulkStore>(
 
 impl<B: BulkStore> Round<'_, B> {
     /// A key's current version and what is behind it.
-    async fn key(&self, rules: &[&Rule], key: &str, current: &Object) -> Result<u64> {
-        let mut gone = 0;
+    async fn key(&self, rules: &[&Rule], key: &str, current: &Object, aged: &mut Aged) -> Result<()> {
         let versioned = self.known.bucket().versioning != Versioning::Never;
         let mut left = 0;
-        if versioned && (current.marker || rules.iter().any(|r| r.noncurrent.is_some())) {
+        let of_older = |r: &&Rule| r.noncurrent.is_some() || !r.noncurrent_transitions.is_empty();
+        if versioned && (current.marker || rules.iter().any(of_older)) {
             let range = keys::versions_of_key(self.known.bucket().id, key.as_bytes());
             let (mut since, mut newer) = (current.modified, 0);
             let mut older: Vec<Object> = Vec::new();
@@ -135,39 +142,57 @@ impl<B: BulkStore> Round<'_, B> {
                 .await?;
             for version in older {
                 let subject = Subject { key, size: version.size, tags: &version.tags.0 };
-                let due = rules
-                    .iter()
-                    .filter(|r| r.filter.matches(subject))
-                    .filter_map(|r| r.noncurrent)
-                    .any(|n| newer >= n.newer && self.calendar.due(since, n.days) <= self.now);
-                since = version.modified;
-                newer += 1;
+                let meant = || rules.iter().filter(|r| r.filter.matches(subject));
+                let is_due = |n: Noncurrent| newer >= n.newer && self.calendar.due(since, n.days) <= self.now;
                 let which = version.version.map_or(Which::Null, Which::Id);
-                if due && self.remove(key, which, &version).await? {
-                    gone += 1;
+                if meant().filter_map(|r| r.noncurrent).any(is_due) && self.remove(key, which, &version).await? {
+                    aged.versions += 1;
                 } else {
                     left += 1;
+                    let due = meant().flat_map(|r| &r.noncurrent_transitions).filter(|(n, _)| is_due(*n));
+                    let class = next_class(version.headers.storage_class.as_deref(), due.map(|(_, class)| &**class));
+                    aged.moved += self.relabel(key, which, &version, class).await?;
                 }
+                since = version.modified;
+                newer += 1;
             }
         }
         let subject = Subject { key, size: current.size, tags: &current.tags.0 };
         let mut meant = rules.iter().filter(|r| r.filter.matches(subject));
+        let expires = |r: &&Rule| r.expires(current.modified, self.calendar).is_some_and(|due| due <= self.now);
         if current.marker {
             // A delete marker with nothing behind it; an age rule takes it away like an object.
-            let due = meant.any(|r| {
-                let marker = r.expiration.as_ref().is_some_and(|e| e.delete_marker);
-                marker || r.expires(current.modified, self.calendar).is_some_and(|due| due <= self.now)
-            });
+            let due = meant.any(|r| r.expiration.as_ref().is_some_and(|e| e.delete_marker) || expires(r));
             let which = current.version.map_or(Which::Null, Which::Id);
             if left == 0 && due && self.remove(key, which, current).await? {
-                gone += 1;
+                aged.versions += 1;
             }
-        } else if meant.any(|r| r.expires(current.modified, self.calendar).is_some_and(|due| due <= self.now))
-            && self.remove(key, Which::Current, current).await?
-        {
-            gone += 1;
+        } else if meant.clone().any(expires) && self.remove(key, Which::Current, current).await? {
+            aged.versions += 1;
+        } else {
+            let is_due = |when: &When| when.due(current.modified, self.calendar) <= self.now;
+            let due = meant.flat_map(|r| &r.transitions).filter(|(when, _)| is_due(when));
+            let class = next_class(current.headers.storage_class.as_deref(), due.map(|(_, class)| &**class));
+            aged.moved += self.relabel(key, Which::Current, current, class).await?;
         }
-        Ok(gone)
+        Ok(())
+    }
+
+    /// Gives a version that was found due its new storage class; 0 where there is none, or it changed meanwhile.
+    async fn relabel(&self, key: &str, which: Which, found: &Object, class: Option<&str>) -> Result<u64> {
+        let Some(class) = class.filter(|_| !found.marker) else { return Ok(0) };
+        let change = |object: &mut Object| {
+            if (object.modified, object.version, object.md5) != (found.modified, found.version, found.md5) {
+                return Err(Kind::PreconditionFailed.into());
+            }
+            object.headers.storage_class = Some(class.to_owned());
+            Ok(())
+        };
+        match self.core.change_version(self.known.bucket().id, key, which, change).await {
+            Ok(_) => Ok(1),
+            Err(Error { kind, .. }) if LEFT_ALONE.contains(&kind) => Ok(0),
+            Err(e) => Err(e),
+        }
     }
 
     /// Deletes what was found due; false where it changed meanwhile or may not go.
@@ -219,10 +244,12 @@ impl<B: BulkStore> Round<'_, B> {
 }
 
 /// What stays for now: it changed meanwhile, is locked, or went with its bucket.
-const LEFT_ALONE: [Kind; 6] = [
+const LEFT_ALONE: [Kind; 8] = [
     Kind::PreconditionFailed,
     Kind::AccessDenied,
     Kind::NoSuchKey,
+    Kind::NoSuchVersion,
+    Kind::MethodNotAllowed,
     Kind::NoSuchBucket,
     Kind::ConditionalRequestConflict,
     Kind::SlowDown,

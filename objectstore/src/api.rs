@@ -21,6 +21,7 @@ use send_wrapper::SendWrapper;
 use crate::access::Facts;
 use crate::core::{Caller, CoreRef};
 use crate::error::{Error, Kind, Result};
+use crate::note::Note;
 use crate::ops;
 use crate::route::Routes;
 
@@ -63,10 +64,6 @@ pub struct Peer {
     pub secure: bool,
 }
 
-/// A cell that a caller of the service may put among a request's extensions to learn the operation's name.
-#[derive(Clone, Default)]
-pub struct OperationName(pub Arc<std::sync::OnceLock<&'static str>>);
-
 /// A request's id, in the answer's headers, its error document and the log.
 #[derive(Debug, Clone)]
 pub struct RequestId(Arc<str>);
@@ -93,9 +90,8 @@ struct Doorman<B: BulkStore> {
 impl<B: BulkStore> S3Access for Doorman<B> {
     async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
         let name = known_operation(cx.s3_op().name());
-        if let Some(cell) = cx.extensions_mut().get::<OperationName>() {
-            let _ = cell.0.set(name);
-        }
+        let note = cx.extensions_mut().get::<Note>().cloned().unwrap_or_default();
+        note.operation(name);
         let id = cx.extensions_mut().get::<RequestId>().cloned();
         let judged = async {
             let credentials = cx.credentials().cloned();
@@ -120,6 +116,7 @@ impl<B: BulkStore> S3Access for Doorman<B> {
                 .await
         };
         let caller = SendWrapper::new(judged).await.map_err(|e| refuse(e, name, id))?;
+        note.caller(&caller);
         cx.extensions_mut().insert(caller);
         Ok(())
     }

@@ -126,8 +126,13 @@ impl Caller {
     }
     /// True for karri's own roles, which may read any bucket (images).
     pub fn is_system(&self) -> bool {
-        self.key.as_ref().is_some_and(|key| key.arn == format!("arn:aws:iam::{}:role/karri-system", key.account))
+        self.key.as_ref().is_some_and(|key| is_system(key))
     }
+}
+
+/// True for the key of karri's own roles.
+pub fn is_system(key: &Key) -> bool {
+    key.arn == format!("arn:aws:iam::{}:role/karri-system", key.account)
 }
 
 /// What a caller wants of a bucket.

@@ -94,6 +94,8 @@ kinds! {
     NoEncryptionConfiguration => "ServerSideEncryptionConfigurationNotFoundError", 404, "The server-side encryption configuration was not found.";
     /// A default retention that is no positive number.
     InvalidRetentionPeriod => "InvalidRetentionPeriod", 400, "The retention period must be a positive integer value.";
+    /// No class at all, or an archive, which there is none of.
+    InvalidStorageClass => "InvalidStorageClass", 400, "The storage class you specified is not valid.";
     /// Tags that S3 does not take.
     InvalidTag => "InvalidTag", 400, "The tag provided was not a valid tag.";
     /// A parameter's value.

@@ -21,13 +21,14 @@ use s3s::service::S3Service;
 use s3s::{S3Error, StdError};
 use send_wrapper::SendWrapper;
 
-use crate::api::{self, OperationName, Peer, RequestId, Signer};
+use crate::api::{self, Peer, RequestId, Signer};
 use crate::config::cors;
 use crate::core::CoreRef;
 use crate::error::{Error, Kind, Result};
 use crate::form;
 use crate::guard::{self, Chunks, Framing};
 use crate::metrics::Metrics;
+use crate::note::Note;
 use crate::sig_v2;
 use crate::site;
 use crate::xml::Out;
@@ -37,6 +38,7 @@ pub const STALL: Duration = Duration::from_secs(60);
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
 const ID_2: HeaderName = HeaderName::from_static("x-amz-id-2");
+const CHARGED: HeaderName = HeaderName::from_static("x-amz-request-charged");
 
 /// A core's S3 service behind its checks. Used on its core.
 pub struct Front<B: BulkStore> {
@@ -61,7 +63,7 @@ impl<B: BulkStore> Front<B> {
     {
         let began = now();
         let id = RequestId::new();
-        let name = OperationName::default();
+        let note = Note::default();
         let (mut head, body) = request.into_parts();
         let head_only = head.method == Method::HEAD;
         let origin = Origin::of(&head);
@@ -72,20 +74,21 @@ impl<B: BulkStore> Front<B> {
         let mut response = match guard::check(&head) {
             _ if head.method == Method::OPTIONS => {
                 // Asked without what the request itself will be signed with.
-                let _ = name.0.set("Preflight");
+                note.operation("Preflight");
                 self.preflight(&head).await.unwrap_or_else(refuse)
             }
             _ if site.is_some() => {
-                let _ = name.0.set("Website");
+                note.operation("Website");
                 self.visit(&head, &site.unwrap_or_default(), &id).await
             }
             Err(e) => refuse(e),
             Ok(_) if guard::is_form_upload(&head) => {
-                let _ = name.0.set("PostObject");
+                note.operation("PostObject");
+                head.extensions.insert(note.clone());
                 self.form(&head, body, &id).await.unwrap_or_else(refuse)
             }
             Ok(framing) => {
-                head.extensions.insert(name.clone());
+                head.extensions.insert(note.clone());
                 head.extensions.insert(id.clone());
                 let body = if body.is_end_stream() {
                     s3s::Body::empty()
@@ -103,7 +106,7 @@ impl<B: BulkStore> Front<B> {
         {
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
         }
-        if name.0.get() == Some(&"GetObjectAttributes") {
+        if note.named() == Some("GetObjectAttributes") {
             bare_etag(&mut response);
         }
         if !head_only && (response.status().is_client_error() || response.status().is_server_error()) {
@@ -116,7 +119,10 @@ impl<B: BulkStore> Front<B> {
             response.headers_mut().insert(ID_2, value.clone());
             response.headers_mut().insert(REQUEST_ID, value);
         }
-        let operation = name.0.get().copied().unwrap_or("Refused");
+        if note.is_charged() && response.status().is_success() {
+            response.headers_mut().insert(CHARGED, HeaderValue::from_static("requester"));
+        }
+        let operation = note.named().unwrap_or("Refused");
         self.core.shared.metrics.answered(operation, response.status().as_u16(), now().saturating_sub(began));
         response
     }
@@ -179,6 +185,9 @@ impl<B: BulkStore> Front<B> {
         }
         put.extensions_mut().insert(Signer(upload.signer));
         put.extensions_mut().insert(id.clone());
+        if let Some(note) = head.extensions.get::<Note>() {
+            put.extensions_mut().insert(note.clone());
+        }
         let (put_head, body) = put.into_parts();
         guard::check(&put_head)?;
         let mut done = self.serve(Request::from_parts(put_head, body), id).await;

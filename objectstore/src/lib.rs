@@ -11,6 +11,7 @@
 //! | [`site`] | buckets shown as websites |
 //! | [`front`] | one request, from its head to its answer |
 //! | [`sig_v2`] | what `s3s` leaves of Signature Version 2 |
+//! | [`note`] | what becomes known of a request on its way |
 //! | [`guard`] | what is checked before `s3s` sees a request |
 //! | [`access`] | who may: requests into actions, ACLs, bucket and identity policies |
 //! | [`config`], [`buckets`] | what a bucket is configured to do; bucket records in memory |
@@ -50,6 +51,7 @@ pub mod guard;
 pub mod keys;
 pub mod list;
 pub mod metrics;
+pub mod note;
 pub mod ops;
 pub mod reclaim;
 pub mod record;

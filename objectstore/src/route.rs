@@ -15,10 +15,11 @@ use send_wrapper::SendWrapper;
 
 use crate::access::Facts;
 use crate::access::actions::{DELETE_OBJECT, GET_OBJECT};
-use crate::api::{self, OperationName, Peer, RequestId};
+use crate::api::{self, Peer, RequestId};
 use crate::body::Expected;
 use crate::core::{Caller, CoreRef};
 use crate::error::{Kind, Result};
+use crate::note::Note;
 use crate::ops;
 
 /// The largest document: 1,000 lifecycle rules, each with some tags.
@@ -124,8 +125,8 @@ impl<B: BulkStore> Routes<B> {
 impl<B: BulkStore> S3Route for Routes<B> {
     fn is_match(&self, method: &Method, uri: &Uri, _headers: &HeaderMap, extensions: &mut Extensions) -> bool {
         let Some(found) = find(method, uri) else { return false };
-        if let Some(cell) = extensions.get::<OperationName>() {
-            let _ = cell.0.set(found.operation.unwrap_or("Other"));
+        if let Some(note) = extensions.get::<Note>() {
+            note.operation(found.operation.unwrap_or("Other"));
         }
         extensions.insert(found);
         true
@@ -167,6 +168,9 @@ impl<B: BulkStore> Routes<B> {
                 secure: peer.secure,
             })
             .await?;
+        if let Some(note) = req.extensions.get::<Note>() {
+            note.caller(&caller);
+        }
         if operation == "RenameObject" {
             // s3s does not know it.
             let asked = ops::rename::Rename::parse(&req.uri, &req.headers)?;

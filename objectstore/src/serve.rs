@@ -481,7 +481,8 @@ async fn age<B: BulkStore>(core: &CoreRef<B>, calendar: Calendar) {
         match ageing::round(core, calendar).await {
             Ok(aged) if aged == ageing::Aged::default() => {}
             Ok(aged) => {
-                tracing::info!(versions = aged.versions, uploads = aged.uploads, "lifecycle rules were carried out")
+                let ageing::Aged { versions, uploads, moved } = aged;
+                tracing::info!(versions, uploads, moved, "lifecycle rules were carried out")
             }
             Err(error) => {
                 tracing::warn!(error = %error, "lifecycle rules could not be carried out; the next round tries again")

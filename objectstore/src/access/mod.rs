@@ -39,7 +39,7 @@ use karri_bulk::BulkStore;
 use crate::buckets::Known;
 use crate::config::Doc;
 use crate::config::simple::Ownership;
-use crate::core::{Caller, Core};
+use crate::core::{Caller, Core, is_system};
 use crate::error::{Error, Kind, Result};
 use crate::record::Object;
 use crate::versions::Which;
@@ -82,6 +82,8 @@ pub struct Leave {
     pub new_acl: Option<Acl>,
     /// True where the caller may know what is in the bucket: an absent object is then absent, not denied.
     pub may_list: bool,
+    /// True where the caller pays, not the bucket's owner.
+    pub charged: bool,
 }
 
 /// True for somebody who may do all that the account may: a root, or an administrator without limits.
@@ -115,6 +117,31 @@ impl Judge<'_> {
 
     fn is_own(&self, known: &Known) -> bool {
         self.account.is_some() && self.account == known.owner.as_ref()
+    }
+
+    /// True for a request that its sender pays: in a bucket where requesters pay, everybody's but the owner's.
+    ///
+    /// # Errors
+    /// `AccessDenied` for one that does not say that it will, and for nobody's, whom nothing can be charged to.
+    fn pays(&self, known: &Known) -> Result<bool> {
+        if !known.settings.requester_pays || self.is_own(known) || self.is_system() {
+            return Ok(false);
+        }
+        const NAME: &str = "x-amz-request-payer";
+        let header = self.facts.headers.get(NAME).and_then(|v| v.to_str().ok());
+        let query = self.facts.query.iter().find(|(name, _)| name.eq_ignore_ascii_case(NAME)).map(|(_, v)| v.as_str());
+        let agrees = header.or(query).is_some_and(|value| value.trim().eq_ignore_ascii_case("requester"));
+        if self.account.is_some() && agrees {
+            return Ok(true);
+        }
+        Err(Error::new(
+            Kind::AccessDenied,
+            "Access Denied: in this bucket requesters pay; a signed request with x-amz-request-payer: requester agrees to it.",
+        ))
+    }
+
+    fn is_system(&self) -> bool {
+        self.facts.who.as_ref().is_some_and(|who| is_system(&who.key))
     }
 
     fn is_root_of(&self, known: &Known) -> bool {
@@ -206,7 +233,7 @@ impl<B: BulkStore> Core<B> {
         let Some(ask) = self.first_ask(&facts)? else {
             // Each key for itself: see `may`.
             let name = facts.bucket.clone().ok_or(Kind::InvalidRequest)?;
-            self.known(&name).await?;
+            leave.charged = judge.pays(&*self.known(&name).await?)?;
             leave.buckets.push(name);
             leave.facts = facts;
             return Ok(Caller { key, leave: Arc::new(leave) });
@@ -223,6 +250,7 @@ impl<B: BulkStore> Core<B> {
             (_, Some(name)) => {
                 let known = self.known(name).await?;
                 leave.may_list = self.judge_one(&judge, &facts, &known, name, ask).await?;
+                leave.charged = judge.pays(&known)?;
                 if ask.action == "s3:PutObject" {
                     (leave.new_owner, leave.new_acl) = self.new_object(&facts, &known)?;
                 }
@@ -235,6 +263,7 @@ impl<B: BulkStore> Core<B> {
             let known = self.known(&source.bucket).await?;
             let facts = Facts { key: Some(source.key), version: source.version, ..facts.clone() };
             leave.may_list &= self.judge_one(&judge, &facts, &known, &source.bucket, GET_OBJECT).await?;
+            leave.charged |= judge.pays(&known)?;
             leave.buckets.push(source.bucket);
         }
         leave.facts = facts;
@@ -289,8 +318,7 @@ impl<B: BulkStore> Core<B> {
         if judge.is_unlimited_in(known) && known.policy.is_none() && (ask.level != Level::Object || !known.shared) {
             return Ok(true);
         }
-        let caller = Caller { key: facts.who.as_ref().map(|who| who.key.clone()), leave: Arc::default() };
-        if caller.is_system() && (action.starts_with("s3:Get") || action.starts_with("s3:List")) {
+        if judge.is_system() && (action.starts_with("s3:Get") || action.starts_with("s3:List")) {
             return Ok(true);
         }
         let bucket_arn = arn(name, None);

@@ -11,6 +11,7 @@ use time::macros::format_description;
 use time::{Date, OffsetDateTime};
 
 use crate::error::{Error, Kind, Result};
+use crate::ops::put::STORAGE_CLASSES;
 use crate::xml::{Element, Out};
 
 /// Rules of one bucket (S3's own limit).
@@ -110,7 +111,7 @@ pub struct Rule {
     pub noncurrent: Option<Noncurrent>,
     /// Multipart uploads are aborted so many days after their begin.
     pub abort_days: Option<u32>,
-    /// To another storage class, for current versions: kept, and shown in the class that they get.
+    /// To another storage class, for current versions.
     pub transitions: Vec<(When, String)>,
     /// As `transitions`, for the others.
     pub noncurrent_transitions: Vec<(Noncurrent, String)>,
@@ -140,10 +141,42 @@ impl Filter {
 impl Rule {
     /// When a current version written at `modified` expires by this rule, in seconds since 1970.
     pub fn expires(&self, modified: UnixMicros, calendar: Calendar) -> Option<u64> {
-        match self.expiration.as_ref()?.when? {
-            When::Days(days) => Some(calendar.due(modified, days)),
-            When::Date(at) => Some(u64::try_from(at).unwrap_or(0)),
+        Some(self.expiration.as_ref()?.when?.due(modified, calendar))
+    }
+}
+
+impl When {
+    /// In seconds since 1970, for what happened at `from`.
+    pub fn due(self, from: UnixMicros, calendar: Calendar) -> u64 {
+        match self {
+            Self::Days(days) => calendar.due(from, days),
+            Self::Date(at) => u64::try_from(at).unwrap_or(0),
         }
+    }
+}
+
+/// The class that an object of class `now` is to be moved to: of those that are due, the last one in the order of
+/// [`STORAGE_CLASSES`], in which there is no way back.
+pub fn next_class<'c>(now: Option<&str>, due: impl Iterator<Item = &'c str>) -> Option<&'c str> {
+    let rank = |class: &str| STORAGE_CLASSES.iter().position(|c| *c == class);
+    let now = rank(now.unwrap_or("STANDARD"));
+    due.filter(|class| rank(class) > now).max_by_key(|class| rank(class))
+}
+
+/// Refuses transitions to what there is none of here.
+///
+/// # Errors
+/// `NotImplemented`.
+pub fn check_classes(rules: &[Rule]) -> Result<()> {
+    let classes = |r: &Rule| -> Vec<String> {
+        r.transitions.iter().map(|(_, c)| c).chain(r.noncurrent_transitions.iter().map(|(_, c)| c)).cloned().collect()
+    };
+    match rules.iter().flat_map(classes).find(|class| !STORAGE_CLASSES.contains(&class.as_str())) {
+        None => Ok(()),
+        Some(class) => Err(Error::new(
+            Kind::NotImplemented,
+            format!("There is no archive here: objects cannot be moved to the storage class {class}."),
+        )),
     }
 }
 

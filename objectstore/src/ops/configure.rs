@@ -58,7 +58,9 @@ pub async fn call<B: BulkStore>(operation: &'static str, asked: &Asked<'_, B>) -
         "DeleteBucketCors" => remove(asked, Doc::Cors).await,
         "GetBucketLifecycleConfiguration" => xml(asked, Doc::Lifecycle, Kind::NoSuchLifecycleConfiguration).await,
         "PutBucketLifecycleConfiguration" => {
-            put(asked, Doc::Lifecycle, lifecycle::to_xml(&lifecycle::parse(asked.document)?)).await
+            let rules = lifecycle::parse(asked.document)?;
+            lifecycle::check_classes(&rules)?;
+            put(asked, Doc::Lifecycle, lifecycle::to_xml(&rules)).await
         }
         "DeleteBucketLifecycle" => remove(asked, Doc::Lifecycle).await,
         "GetBucketTagging" => xml(asked, Doc::Tagging, Kind::NoSuchTagSet).await,
@@ -94,6 +96,12 @@ pub async fn call<B: BulkStore>(operation: &'static str, asked: &Asked<'_, B>) -
                 return Err(Error::new(
                     Kind::InvalidRequest,
                     "S3 Transfer Acceleration is not supported for buckets with periods (.) in their names",
+                ));
+            }
+            if status == "Enabled" {
+                return Err(Error::new(
+                    Kind::NotImplemented,
+                    "S3 Transfer Acceleration cannot be enabled on this bucket: there are no edge locations to send data through.",
                 ));
             }
             put(asked, Doc::Accelerate, simple::accelerate_xml(Some(&status))).await

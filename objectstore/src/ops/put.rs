@@ -184,7 +184,7 @@ pub fn object_headers(raw: &HeaderMap, metadata: Option<&Metadata>, expires: Opt
     }
     let storage_class = text("x-amz-storage-class")?;
     if storage_class.as_deref().is_some_and(|c| !STORAGE_CLASSES.contains(&c)) {
-        return Err(Error::new(Kind::InvalidArgument, "The storage class that you specified is not valid."));
+        return Err(Kind::InvalidStorageClass.into());
     }
     let content_encoding = text("content-encoding")?.and_then(|value| {
         // aws-chunked is how the body travelled, not what the object is.
@@ -205,5 +205,7 @@ pub fn object_headers(raw: &HeaderMap, metadata: Option<&Metadata>, expires: Opt
     })
 }
 
-/// Kept as said; all are stored alike.
-const STORAGE_CLASSES: [&str; 4] = ["STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "INTELLIGENT_TIERING"];
+/// The classes whose objects can be read at once, in the order in which lifecycle rules may move them. They are kept as
+/// said, and all are stored alike. Archives, which must be restored before they are read, there are none.
+pub const STORAGE_CLASSES: [&str; 6] =
+    ["STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "INTELLIGENT_TIERING", "ONEZONE_IA", "GLACIER_IR"];

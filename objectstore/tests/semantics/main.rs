@@ -10,6 +10,7 @@ mod encryption;
 mod listing;
 mod multipart;
 mod objects;
+mod settings;
 mod versions;
 
 /// Runs a test on the simulated executor.

@@ -177,7 +177,7 @@ fn headers_and_metadata() {
         assert_eq!(other.header("content-type"), "text/plain");
         let big = "x".repeat(2_050);
         w.req("PUT", "/bucket/k").header("x-amz-meta-big", big).send().await.is(400, "MetadataTooLarge");
-        w.req("PUT", "/bucket/k").header("x-amz-storage-class", "COLD").send().await.is(400, "InvalidArgument");
+        w.req("PUT", "/bucket/k").header("x-amz-storage-class", "COLD").send().await.is(400, "InvalidStorageClass");
         w.req("PUT", "/bucket/k").header("x-amz-storage-class", "STANDARD_IA").send().await.ok();
         assert_eq!(w.req("HEAD", "/bucket/k").send().await.header("x-amz-storage-class"), "STANDARD_IA");
     });
