@@ -11,7 +11,7 @@ use karri_base::id::AccountId;
 
 use crate::layout::Layout;
 use crate::role::Role;
-use crate::{ask, chassis, image, standalone, supervisor};
+use crate::{ask, chassis, image, standalone, supervisor, walrus};
 
 #[derive(Parser)]
 #[command(
@@ -145,6 +145,29 @@ enum WalrusAlone {
         /// TOML file of more users: `[[user]]` tables of account, name, email, access_key, secret_key
         #[arg(long, value_name = "FILE")]
         users: Option<PathBuf>,
+        /// TOML file of what only the operator may set, such as accounts' quotas
+        #[arg(long, value_name = "FILE")]
+        settings: Option<PathBuf>,
+    },
+    /// Show what is in the buckets of an account, or in one
+    Usage {
+        /// One bucket only
+        bucket: Option<String>,
+        #[command(flatten)]
+        which: walrus::Which,
+    },
+    /// Limit what may be in a bucket; without limits, take them off
+    Quota {
+        /// The bucket
+        bucket: String,
+        /// Bytes of all versions and open uploads, such as 10G
+        #[arg(long, value_name = "SIZE")]
+        max_bytes: Option<String>,
+        /// Versions
+        #[arg(long, value_name = "N")]
+        max_objects: Option<u64>,
+        #[command(flatten)]
+        which: walrus::Which,
     },
 }
 
@@ -221,10 +244,19 @@ pub fn run() -> Result<ExitCode> {
         Command::Storage(StorageArgs { alone: None, config }) => role(Role::Storage, config),
         Command::Storage(StorageArgs { alone: Some(alone), .. }) => export(alone),
         Command::Walrus(WalrusArgs { alone: None, config }) => role(Role::Walrus, config),
-        Command::Walrus(WalrusArgs { alone: Some(alone), .. }) => {
-            let WalrusAlone::Serve { store, listen, access_key, secret_key, users } = alone;
+        Command::Walrus(WalrusArgs { alone: Some(alone), .. }) => walrus_alone(alone),
+    }
+}
+
+fn walrus_alone(alone: WalrusAlone) -> Result<ExitCode> {
+    match alone {
+        WalrusAlone::Serve { store, listen, access_key, secret_key, users, settings } => {
             let key = access_key.zip(secret_key);
-            standalone::serve(&standalone::Serve { store, listen, key, users })
+            standalone::serve(&standalone::Serve { store, listen, key, users, settings })
+        }
+        WalrusAlone::Usage { bucket, which } => walrus::usage(&which, bucket.as_deref()),
+        WalrusAlone::Quota { bucket, max_bytes, max_objects, which } => {
+            walrus::quota(&which, &bucket, max_bytes.as_deref(), max_objects)
         }
     }
 }
@@ -263,7 +295,10 @@ mod tests {
             "storage export --store f:1G --volume v:1G --vhost-user s --iscsi 127.0.0.1:0 --aoe eth0:1.2 --queues 2",
             "image add n --root f --kernel k --ramdisk r --state /s",
             "walrus serve --store d --listen 127.0.0.1:0 --access-key k --secret-key s",
-            "walrus serve --store d --listen 127.0.0.1:0 --users f",
+            "walrus serve --store d --listen 127.0.0.1:0 --users f --settings g",
+            "walrus usage b --state /s",
+            "walrus usage --endpoint http://127.0.0.1:9000",
+            "walrus quota b --max-bytes 10G --max-objects 5 --endpoint http://127.0.0.1:9000",
         ];
         for line in fine {
             let parsed = Cli::try_parse_from(["karri"].into_iter().chain(line.split_whitespace()));

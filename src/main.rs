@@ -13,6 +13,7 @@
 //! | [`ask`] | `env` and `status` |
 //! | [`image`] | `image add` |
 //! | [`standalone`] | `walrus serve` and `storage export` |
+//! | [`walrus`] | `walrus usage` and `walrus quota` |
 
 #![forbid(unsafe_code)]
 
@@ -27,6 +28,7 @@ mod pki;
 mod role;
 mod standalone;
 mod supervisor;
+mod walrus;
 
 use std::process::ExitCode;
 use std::time::Duration;

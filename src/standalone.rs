@@ -11,6 +11,7 @@ use karri_base::aws::keys::Key;
 use karri_base::observe;
 use karri_base::role::Running;
 use karri_base::units::parse_bytes;
+use karri_objectstore::operator::Operator;
 
 use crate::ask::print;
 use crate::chassis;
@@ -96,6 +97,8 @@ pub struct Serve {
     pub key: Option<(String, String)>,
     /// A file of users.
     pub users: Option<PathBuf>,
+    /// The operator's settings.
+    pub settings: Option<PathBuf>,
 }
 
 /// A file of users.
@@ -144,7 +147,8 @@ pub fn serve(asked: &Serve) -> Result<ExitCode> {
         let text = std::fs::read_to_string(path).with_context(|| format!("--users {}", path.display()))?;
         keys.extend(read_users(&text).with_context(|| format!("--users {}", path.display()))?);
     }
-    let walrus = karri_objectstore::serve::alone(&asked.store, asked.listen, keys, "us-east-1")?;
+    let operator = asked.settings.as_deref().map(Operator::read).transpose()?.unwrap_or_default();
+    let walrus = karri_objectstore::serve::alone(&asked.store, asked.listen, keys, "us-east-1", operator)?;
     runtime()?.block_on(async {
         let stop = chassis::stop_requested()?;
         print(&format!("ready: S3 at http://{}\n", walrus.local_addr()));

@@ -230,7 +230,7 @@ impl<B: BulkStore> Round<'_, B> {
         let mut gone = 0;
         for (key, raw) in due {
             let Some((_, id)) = keys::upload_parts(&key) else { continue };
-            match self.core.commit(reclaim::close_upload(Batch::new(), key, raw, id)).await {
+            match self.core.commit(reclaim::close_upload(Batch::new(), self.known.bucket().id, key, raw, id)).await {
                 Ok(()) => {
                     self.core.reclaim.push_cleanup(id);
                     gone += 1;

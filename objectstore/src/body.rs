@@ -22,17 +22,19 @@ use futures_util::stream::{FuturesOrdered, Stream, StreamExt};
 use http::HeaderMap;
 use karri_bulk::{BlobId, BlobWriter, BulkError, BulkStore};
 use karri_engine::buf::Buf;
+use karri_meta::MetaError;
 use s3s::TrailingHeaders;
 use s3s::dto::StreamingBlob;
 use s3s::stream::{ByteStream, RemainingLength};
 use send_wrapper::SendWrapper;
 
+use crate::change::Change;
 use crate::core::{Core, CoreRef, Unnamed, seal_inline};
 use crate::crypt::{self, Cipher, Secret};
 use crate::digest::{self, Algorithm, Digests, Hasher};
 use crate::error::{self, Error, Kind, Result};
 use crate::keys;
-use crate::record::Data;
+use crate::record::{Bucket, Data};
 
 /// Objects and parts up to this many bytes live in the metadata store.
 pub const INLINE_MAX: u64 = 64 << 10;
@@ -252,13 +254,16 @@ impl<B: BulkStore> Stored<B> {
             }
         }
     }
-    /// Commits a batch that names the data (and whatever else is in it).
-    pub async fn commit(&self, core: &Core<B>, batch: karri_meta::Batch) -> Result<(), karri_meta::MetaError> {
+    /// Commits a change of a bucket that names the data.
+    ///
+    /// # Errors
+    /// As [`Core::apply`].
+    pub async fn commit(&self, core: &Core<B>, bucket: &Bucket, change: Change) -> Result<Result<(), MetaError>> {
         // Taken for the commit's time: when this future is dropped in its middle, nobody knows whether it happened.
         let taken = if let Self::Blob(blob) = self { blob.take() } else { None };
-        let outcome = core.commit(batch).await;
+        let outcome = core.apply(bucket, change).await;
         if let Self::Blob(blob) = self
-            && matches!(outcome, Err(karri_meta::MetaError::Conflict { .. } | karri_meta::MetaError::NoSpace { .. }))
+            && matches!(outcome, Err(_) | Ok(Err(MetaError::Conflict { .. } | MetaError::NoSpace { .. })))
         {
             blob.give_back(taken);
         }

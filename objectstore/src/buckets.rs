@@ -131,11 +131,11 @@ pub struct Change<'b> {
 }
 
 impl Change<'_> {
-    /// It ended so.
-    pub fn done(mut self, outcome: &Result<(), MetaError>) {
+    /// It ended so. True where buckets' records may be others now.
+    pub fn done(mut self, outcome: &Result<(), MetaError>) -> bool {
         if matches!(outcome, Err(MetaError::Failed { .. })) {
             // It may still happen: the drop below doubts it.
-            return;
+            return !self.names.is_empty();
         }
         let mut names = std::mem::take(&mut self.names);
         // Lost to somebody else's change of the record: ours is not the latest.
@@ -145,13 +145,14 @@ impl Change<'_> {
             names.extend(std::str::from_utf8(name).map(str::to_owned));
         }
         if names.is_empty() {
-            return;
+            return false;
         }
         let mut inner = self.buckets.lock();
         inner.changes += 1;
         for name in names {
             inner.known.remove(&name);
         }
+        true
     }
 }
 

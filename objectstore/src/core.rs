@@ -16,10 +16,13 @@ use crate::access::Leave;
 use crate::access::acl::Acl;
 use crate::buckets::{Buckets, Known};
 use crate::config::lifecycle;
+use crate::config::simple::Quota;
 use crate::crypt::Secret;
 use crate::error::{Error, Kind, Result};
 use crate::keys::{self, BucketId, DataId};
-use crate::record::{self, Bucket, Data, Manifest, Object};
+use crate::operator::Operator;
+use crate::record::{self, Bucket, Manifest, Object};
+use crate::usage::Usages;
 use crate::vault::Vault;
 
 /// Lost races after which an operation gives up. Each means that somebody else got something done.
@@ -41,6 +44,10 @@ pub struct Shared {
     pub vault: Vault,
     /// Bucket records in memory.
     pub buckets: Buckets,
+    /// What is in the buckets.
+    pub usages: Usages,
+    /// What the operator set; nothing where nobody set it at the start.
+    pub operator: OnceLock<Operator>,
     /// Who exists; set by the first front.
     pub people: OnceLock<KeyRing>,
 }
@@ -64,6 +71,8 @@ impl Shared {
                     region,
                     token_key,
                     pins: Pins::default(),
+                    usages: metrics.usages.clone(),
+                    operator: OnceLock::new(),
                     metrics,
                     vault: Vault::new(master),
                     buckets: Buckets::default(),
@@ -76,6 +85,13 @@ impl Shared {
                 Err(e) => return Err(e),
             }
         }
+    }
+}
+
+impl Shared {
+    /// What the operator allows an account.
+    pub fn quota_of(&self, account: &str) -> Option<Quota> {
+        self.operator.get()?.quotas.get(account).copied()
     }
 }
 
@@ -300,36 +316,10 @@ impl<B: BulkStore> Core<B> {
     pub async fn commit(&self, batch: Batch) -> Result<(), MetaError> {
         let change = self.shared.buckets.change(&batch);
         let outcome = self.reclaim.watch(self.meta.commit(batch)).await;
-        change.done(&outcome);
+        if change.done(&outcome) {
+            self.shared.usages.bucket_changed();
+        }
         outcome
-    }
-
-    /// Adds to a batch what it takes to give up an object's data, and answers the blobs to reclaim after the commit.
-    pub async fn retire(&self, batch: &mut Batch, data: &Data) -> Result<Vec<BlobId>> {
-        Ok(match data {
-            Data::Empty => vec![],
-            Data::Inline(id) => {
-                batch.dels.push(keys::inline(*id));
-                vec![]
-            }
-            Data::Blob(id) => {
-                retire_blob(batch, *id);
-                vec![*id]
-            }
-            Data::Manifest(id) => {
-                // Gone already: the commit will conflict on the object's record.
-                let Some(manifest) = self.manifest(*id).await? else { return Ok(vec![]) };
-                batch.dels.push(keys::manifest(*id));
-                for part in &manifest.parts {
-                    match part.data {
-                        Data::Inline(id) => batch.dels.push(keys::inline(id)),
-                        Data::Blob(id) => retire_blob(batch, id),
-                        Data::Empty | Data::Manifest(_) => {}
-                    }
-                }
-                manifest.blobs().collect()
-            }
-        })
     }
 
     /// All pairs of a range, in pages, as long as `each` says so.

@@ -8,6 +8,7 @@
 //! M upload-id                   manifest          D blob-id                    a blob that some record names
 //! G blob-id                     blob to reclaim   X upload-id                  parts to clean away
 //! K name                        a key of the key service C name                     the store's own settings
+//! N bucket slot                 what is in a bucket
 //! ```
 //!
 //! `bucket` is the bucket's random 64-bit id, so a bucket made anew under an old name shares nothing with the old
@@ -116,6 +117,10 @@ pub fn garbage(id: BlobId) -> Bytes {
 pub fn cleanup(id: DataId) -> Bytes {
     key(b'X', &[&id.0])
 }
+/// `N bucket slot`.
+pub fn usage(bucket: BucketId, slot: u32) -> Bytes {
+    key(b'N', &[&bucket.0.to_be_bytes(), &slot.to_be_bytes()])
+}
 /// `K name`.
 pub fn vault(name: &str) -> Bytes {
     key(b'K', &[name.as_bytes()])
@@ -129,6 +134,10 @@ pub fn setting(name: &str) -> Bytes {
 pub fn part_number(key: &[u8]) -> Option<u16> {
     let n: [u8; 2] = key.get(17..)?.try_into().ok()?;
     Some(u16::from_be_bytes(n))
+}
+/// The slot in an `N` key.
+pub fn usage_slot(key: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(key.get(OBJECT_PREFIX..)?.try_into().ok()?))
 }
 /// The blob in a `D` or `G` key.
 pub fn blob_id(key: &[u8]) -> Option<BlobId> {
@@ -174,6 +183,10 @@ pub fn versions_of_key(id: BucketId, object_key: &[u8]) -> Range<Bytes> {
 /// All uploads of a bucket.
 pub fn uploads_of(id: BucketId) -> Range<Bytes> {
     prefixed(key(b'U', &[&id.0.to_be_bytes()]))
+}
+/// All slots that a bucket's usage is kept in.
+pub fn usage_of(id: BucketId) -> Range<Bytes> {
+    prefixed(key(b'N', &[&id.0.to_be_bytes()]))
 }
 /// All parts of an upload.
 pub fn parts_of(upload: DataId) -> Range<Bytes> {

@@ -18,6 +18,8 @@
 //! | [`ops`] | the operations, one file per verb family |
 //! | [`core`] | what one core serves with; the steps that operations share |
 //! | [`body`] | bodies in and out with bounded memory |
+//! | [`change`], [`usage`] | one change of a bucket; objects and bytes counted, quotas |
+//! | [`operator`] | what only the operator may set |
 //! | [`versions`] | finding, superseding and removing versions |
 //! | [`list`] | the walk behind LIST, pure |
 //! | [`record`], [`keys`] | the records and where they live |
@@ -39,6 +41,7 @@ pub mod ageing;
 pub mod api;
 pub mod body;
 pub mod buckets;
+pub mod change;
 pub mod config;
 pub mod core;
 pub mod crypt;
@@ -52,6 +55,7 @@ pub mod keys;
 pub mod list;
 pub mod metrics;
 pub mod note;
+pub mod operator;
 pub mod ops;
 pub mod reclaim;
 pub mod record;
@@ -61,6 +65,7 @@ pub mod serve;
 pub mod sig_v2;
 pub mod site;
 pub mod token;
+pub mod usage;
 pub mod vault;
 pub mod versions;
 pub mod xml;

@@ -5,8 +5,11 @@ use std::time::Duration;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::usage::{Amount, Usages};
 
 /// Labels of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -21,6 +24,16 @@ struct Operation {
     operation: &'static str,
 }
 
+/// Labels of a bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BucketName {
+    account: String,
+    bucket: String,
+}
+
+/// Buckets with gauges of their own: the largest ones.
+const BUCKETS_SHOWN: usize = 1_000;
+
 /// The counters, shared by all cores.
 #[derive(Clone)]
 pub struct Metrics {
@@ -29,6 +42,12 @@ pub struct Metrics {
     received: Counter,
     sent: Counter,
     reclaimed: Counter,
+    bucket_objects: Family<BucketName, Gauge>,
+    bucket_bytes: Family<BucketName, Gauge>,
+    objects: Gauge,
+    object_bytes: Gauge,
+    /// What is in the buckets.
+    pub usages: Usages,
 }
 
 impl Default for Metrics {
@@ -46,6 +65,11 @@ impl Default for Metrics {
             received: Counter::default(),
             sent: Counter::default(),
             reclaimed: Counter::default(),
+            bucket_objects: Family::default(),
+            bucket_bytes: Family::default(),
+            objects: Gauge::default(),
+            object_bytes: Gauge::default(),
+            usages: Usages::default(),
         }
     }
 }
@@ -65,7 +89,25 @@ impl Metrics {
         r.register_with_unit("received", "Bytes of request bodies", Unit::Bytes, metrics.received.clone());
         r.register_with_unit("sent", "Bytes of response bodies", Unit::Bytes, metrics.sent.clone());
         r.register("blobs_reclaimed", "Blobs deleted because nothing named them any more", metrics.reclaimed.clone());
+        r.register("objects", "Object versions in all buckets", metrics.objects.clone());
+        r.register_with_unit("objects", "Bytes in all buckets", Unit::Bytes, metrics.object_bytes.clone());
+        r.register("bucket_objects", "Object versions in a bucket", metrics.bucket_objects.clone());
+        r.register_with_unit("bucket", "Bytes in a bucket", Unit::Bytes, metrics.bucket_bytes.clone());
         metrics
+    }
+    /// What is in the buckets: names, accounts, amounts.
+    pub fn usage(&self, mut buckets: Vec<(String, String, Amount)>) {
+        let total = buckets.iter().fold(Amount::default(), |sum, (_, _, used)| sum + *used);
+        self.objects.set(total.objects);
+        self.object_bytes.set(total.bytes);
+        buckets.sort_unstable_by_key(|(_, _, used)| std::cmp::Reverse(used.bytes));
+        self.bucket_objects.clear();
+        self.bucket_bytes.clear();
+        for (bucket, account, used) in buckets.into_iter().take(BUCKETS_SHOWN) {
+            let labels = BucketName { account, bucket };
+            self.bucket_objects.get_or_create(&labels).set(used.objects);
+            self.bucket_bytes.get_or_create(&labels).set(used.bytes);
+        }
     }
     /// A request was answered.
     pub fn answered(&self, operation: &'static str, status: u16, took: Duration) {

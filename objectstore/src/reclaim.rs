@@ -13,8 +13,10 @@ use karri_meta::{Batch, MetaError, Scan};
 
 use crate::core::{Core, CoreRef, retire_blob};
 use crate::error::Result;
-use crate::keys::{self, DataId};
+use crate::keys::{self, BucketId, DataId};
+use crate::record::codec::{Damage, Fields, Writer, number, unknown};
 use crate::record::{Data, Part};
+use crate::usage::Amount;
 
 /// Records looked at in one go.
 const PAGE: usize = 500;
@@ -188,6 +190,8 @@ impl<B: BulkStore> Core<B> {
 
     /// Removes the part records of a closed upload and retires the data that its manifest, if any, does not name.
     pub async fn clean_upload(&self, upload: DataId) -> Result<()> {
+        let cleanup = self.meta.get(keys::cleanup(upload)).await?;
+        let bucket = cleanup.map(|raw| cleanup_bucket(&raw)).transpose()?.flatten();
         loop {
             let scan = Scan { range: keys::parts_of(upload), limit: PAGE, reverse: false };
             let parts = self.meta.scan(scan).await?;
@@ -198,13 +202,17 @@ impl<B: BulkStore> Core<B> {
             let kept: HashSet<Data> = manifest.iter().flat_map(|m| m.parts.iter().map(|p| p.data)).collect();
             let mut batch = Batch::new();
             let mut blobs = Vec::new();
+            let mut amount = Amount::default();
             for (key, raw) in &parts {
+                // Checked, so that two at once count it once.
+                batch.checks.push((key.clone(), Some(raw.clone())));
                 batch.dels.push(key.clone());
-                let data = Part::decode(raw)?.data;
-                if kept.contains(&data) {
+                let part = Part::decode(raw)?;
+                amount -= Amount::bytes(part.size);
+                if kept.contains(&part.data) {
                     continue;
                 }
-                match data {
+                match part.data {
                     Data::Inline(id) => batch.dels.push(keys::inline(id)),
                     Data::Blob(id) => {
                         retire_blob(&mut batch, id);
@@ -217,7 +225,11 @@ impl<B: BulkStore> Core<B> {
             if last {
                 batch.dels.push(keys::cleanup(upload));
             }
-            match self.meta.commit(batch).await {
+            let outcome = match bucket {
+                Some(bucket) => self.commit_returned(bucket, amount, batch).await?,
+                None => self.commit(batch).await,
+            };
+            match outcome {
                 Ok(()) => self.reclaim.push(blobs),
                 Err(MetaError::Conflict { .. }) => continue,
                 Err(e) => return Err(e.into()),
@@ -235,6 +247,21 @@ impl<B: BulkStore> Core<B> {
 }
 
 /// A batch that closes an upload: its record gone, its cleaning queued.
-pub fn close_upload(batch: Batch, upload_key: Bytes, raw: Bytes, upload: DataId) -> Batch {
-    batch.check(upload_key.clone(), Some(raw)).del(upload_key).put(keys::cleanup(upload), crate::record::marker(b'X'))
+pub fn close_upload(batch: Batch, bucket: BucketId, upload_key: Bytes, raw: Bytes, upload: DataId) -> Batch {
+    let mut cleanup = Writer::new(b'X');
+    cleanup.number(1, bucket.0);
+    batch.check(upload_key.clone(), Some(raw)).del(upload_key).put(keys::cleanup(upload), cleanup.finish())
+}
+
+/// The bucket that an `X` record's parts are counted in.
+fn cleanup_bucket(record: &[u8]) -> Result<Option<BucketId>, Damage> {
+    let mut fields = Fields::open(b'X', record)?;
+    let mut bucket = None;
+    while let Some((tag, bytes)) = fields.pull()? {
+        match tag {
+            1 => bucket = Some(BucketId(number(tag, bytes)?)),
+            _ => unknown(tag)?,
+        }
+    }
+    Ok(bucket)
 }

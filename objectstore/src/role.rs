@@ -16,6 +16,7 @@ use tonic::transport::Channel;
 
 use crate::keys::setting;
 use crate::metrics::Metrics;
+use crate::operator::Operator;
 use crate::record::codec::{Fields, Writer};
 use crate::serve::{Handle, ServeOptions, StartError, master_key, serve};
 
@@ -41,11 +42,16 @@ pub async fn start(
         fill(&keys, &known);
     }
     let master = master_key(&config.role.state)?;
+    let operator = match &section.settings {
+        Some(path) => Operator::read(path)?,
+        None => Operator::default(),
+    };
     let options = ServeOptions {
         store_bytes: section.store_bytes,
         cores: section.cores,
         region: config.role.region.clone(),
         metrics: Metrics::register(registry),
+        operator,
         ..ServeOptions::new(section.listen, section.store, meta.clone(), keys.clone(), master)
     };
     let handle = tokio::task::spawn_blocking(move || serve(options)).await;

@@ -36,6 +36,9 @@ const fn row(name: &'static str, operations: [Option<&'static str>; 3]) -> Row {
     Row { name, object: false, operations }
 }
 
+/// Karri's own, of a bucket or, at the root, of the caller's account.
+const USAGE: &str = "usage";
+
 const ROWS: &[Row] = &[
     row("acl", [Some("GetBucketAcl"), Some("PutBucketAcl"), None]),
     Row { name: "acl", object: true, operations: [Some("GetObjectAcl"), Some("PutObjectAcl"), None] },
@@ -65,6 +68,7 @@ const ROWS: &[Row] = &[
     row("requestPayment", [Some("GetBucketRequestPayment"), Some("PutBucketRequestPayment"), None]),
     row("accelerate", [Some("GetBucketAccelerateConfiguration"), Some("PutBucketAccelerateConfiguration"), None]),
     row("quota", [Some("GetBucketQuota"), Some("PutBucketQuota"), None]),
+    row(USAGE, [Some("GetBucketUsage"), None, None]),
 ];
 
 /// True for a subresource's name.
@@ -74,7 +78,7 @@ pub fn is_subresource(name: &str) -> bool {
 
 /// The operations' names, for metrics and logs.
 pub fn operations() -> impl Iterator<Item = &'static str> {
-    ROWS.iter().flat_map(|row| row.operations.into_iter().flatten())
+    ROWS.iter().flat_map(|row| row.operations.into_iter().flatten()).chain(["GetAccountUsage"])
 }
 
 /// A request that is for here.
@@ -89,7 +93,10 @@ fn find(method: &Method, uri: &Uri) -> Option<Match> {
     let query = uri.query()?;
     let path = percent_encoding::percent_decode_str(uri.path()).decode_utf8().ok()?;
     let (bucket, key) = match s3s::path::parse_path_style(&path).ok()? {
-        S3Path::Root => return None,
+        S3Path::Root => {
+            let is_usage = *method == Method::GET && parse_query(query).iter().any(|(n, _)| n == USAGE);
+            return is_usage.then(|| Match { operation: Some("GetAccountUsage"), bucket: String::new(), key: None });
+        }
         S3Path::Bucket { bucket } => (bucket, None),
         S3Path::Object { bucket, key } => (bucket, Some(key)),
     };
@@ -158,7 +165,7 @@ impl<B: BulkStore> Routes<B> {
             .core
             .admit(Facts {
                 operation,
-                bucket: Some(found.bucket.clone()),
+                bucket: Some(found.bucket.clone()).filter(|b| !b.is_empty()),
                 key: found.key.clone(),
                 version: version.clone(),
                 query,
@@ -190,10 +197,10 @@ impl<B: BulkStore> Routes<B> {
             headers: &req.headers,
             document: &document,
         };
-        // x-amz-expected-bucket-owner.
-        let known = self.core.known(&found.bucket).await?;
         let expected = req.headers.get("x-amz-expected-bucket-owner").and_then(|v| v.to_str().ok());
-        if expected.is_some_and(|e| e != known.bucket().owner) {
+        if let Some(expected) = expected.filter(|_| !found.bucket.is_empty())
+            && expected != self.core.known(&found.bucket).await?.bucket().owner
+        {
             return Err(Kind::AccessDenied.into());
         }
         let answer = ops::configure::call(operation, &asked).await?;
@@ -214,7 +221,7 @@ pub struct Asked<'a, B: BulkStore> {
     pub core: &'a CoreRef<B>,
     /// Who asks.
     pub caller: &'a Caller,
-    /// The bucket's name.
+    /// The bucket's name; empty for an account's subresource.
     pub bucket: &'a str,
     /// The object's key; empty for a bucket's subresource.
     pub key: &'a str,

@@ -32,6 +32,7 @@ use crate::core::{Core, CoreRef, Shared};
 use crate::crypt::Secret;
 use crate::front::Front;
 use crate::metrics::Metrics;
+use crate::operator::Operator;
 use crate::reclaim;
 use crate::vault::Vault;
 
@@ -39,6 +40,8 @@ use crate::vault::Vault;
 const DRAIN: Duration = Duration::from_secs(20);
 /// A pause before reclaiming is tried again.
 const REST: Duration = Duration::from_millis(500);
+/// How often the metrics of buckets are brought up to date.
+const SHOW_EVERY: Duration = Duration::from_secs(60);
 /// How often the store's usage is looked at.
 const USAGE_EVERY: Duration = Duration::from_secs(1);
 
@@ -98,6 +101,8 @@ pub struct ServeOptions {
     pub clock: Arc<dyn Clock>,
     /// How long a day of lifecycle rules is.
     pub calendar: Calendar,
+    /// What only the operator may set.
+    pub operator: Operator,
 }
 
 impl ServeOptions {
@@ -115,6 +120,7 @@ impl ServeOptions {
             metrics: Metrics::default(),
             clock: Arc::new(SystemClock),
             calendar: Calendar::default(),
+            operator: Operator::default(),
         }
     }
 }
@@ -218,7 +224,7 @@ pub fn standalone(
     secret_key: &str,
     region: &str,
 ) -> Result<Handle, StartError> {
-    alone(dir, listen, [root_key(access_key, secret_key)?], region)
+    alone(dir, listen, [root_key(access_key, secret_key)?], region, Operator::default())
 }
 
 /// A key of account 000000000000's root.
@@ -238,12 +244,13 @@ pub fn alone(
     listen: SocketAddr,
     keys: impl IntoIterator<Item = Key>,
     region: &str,
+    operator: Operator,
 ) -> Result<Handle, StartError> {
     std::fs::create_dir_all(dir)
         .map_err(|e| StartError::Config { what: format!("the folder {} cannot be made: {e}", dir.display()) })?;
     let meta = Arc::new(RocksStore::open(dir.join("meta"), &rocks::Options::default())?);
     let options = ServeOptions::new(listen, dir.join("objects"), meta, KeyRing::new(keys), master_key(dir)?);
-    serve(ServeOptions { region: region.to_owned(), calendar: calendar()?, ..options })
+    serve(ServeOptions { region: region.to_owned(), calendar: calendar()?, operator, ..options })
 }
 
 /// `KARRI_LIFECYCLE_DAY_SECONDS`: how long a day is to lifecycle rules, for the conformance suite.
@@ -270,8 +277,8 @@ pub fn serve(options: ServeOptions) -> Result<Handle, StartError> {
     let store_bytes = store_bytes(&options)?;
     let cores = Cores::start(options.cores, &CoreOptions { name: "walrus".into(), ..CoreOptions::default() })?;
     let usage = Arc::new(SharedUsage::default());
-    let ServeOptions { listen, store, meta, keys, region, metrics, clock, master, calendar, .. } = options;
-    let settings = Settings { clock, region, metrics, master };
+    let ServeOptions { listen, store, meta, keys, region, metrics, clock, master, calendar, operator, .. } = options;
+    let settings = Settings { clock, region, metrics, master, operator };
 
     // Core 0 opens the store and keeps it.
     let (ready, is_ready) = mpsc::channel();
@@ -356,6 +363,7 @@ struct Settings {
     region: String,
     metrics: Metrics,
     master: Secret,
+    operator: Operator,
 }
 
 /// Core 0's first job: open the store, keep it, close it at the end.
@@ -373,8 +381,10 @@ async fn keep(
         let disk =
             UringDisk::open(&path, &OpenOptions { create: true, size: bytes, lock: true, ..OpenOptions::default() })?;
         let store = LocalStore::open_or_format(disk, &path.display().to_string(), Options::default()).await?;
-        let Settings { clock, region, metrics, master } = settings;
+        let Settings { clock, region, metrics, master, operator } = settings;
         let shared = Shared::open(&meta, clock, region, metrics, master).await?;
+        // Set once: this is the one opening.
+        let _ = shared.operator.set(operator);
         // Before anything is served: whatever of these no record names belongs to nobody.
         let candidates = reclaim::sealed_blobs(&store);
         Ok((store, shared, candidates))
@@ -434,7 +444,7 @@ impl Site {
             let core = core.clone();
             karri_engine::spawn(async move {
                 tidy(&core, &candidates).await;
-                age(&core, calendar).await;
+                futures_util::future::join(age(&core, calendar), show_usage(&core)).await;
             })
         });
         let make = |peer: http::Peer| {
@@ -488,6 +498,16 @@ async fn age<B: BulkStore>(core: &CoreRef<B>, calendar: Calendar) {
                 tracing::warn!(error = %error, "lifecycle rules could not be carried out; the next round tries again")
             }
         }
+    }
+}
+
+/// Shows in the metrics what is in the buckets, for ever.
+async fn show_usage<B: BulkStore>(core: &CoreRef<B>) {
+    loop {
+        if let Err(error) = core.show_usage().await {
+            tracing::warn!(error = %error, "the buckets' usage could not be read");
+        }
+        karri_engine::sleep(SHOW_EVERY).await;
     }
 }
 

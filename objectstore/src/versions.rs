@@ -11,14 +11,16 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use karri_base::clock::UnixMicros;
-use karri_bulk::{BlobId, BulkStore};
-use karri_meta::{Batch, Scan};
+use karri_bulk::BulkStore;
+use karri_meta::Scan;
 
+use crate::change::Change;
 use crate::core::{Core, Seen};
 use crate::error::{Error, Kind, Result};
 use crate::keys::{self, BucketId, DataId};
 use crate::ops::condition::http_date;
 use crate::record::{Bucket, Object, Retention, Versioning};
+use crate::usage::Amount;
 
 /// Which version a request means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,32 +115,31 @@ impl<B: BulkStore> Core<B> {
         if at.seen.value.marker { Err(marker_refused(which, &at.seen.value)) } else { Ok(at) }
     }
 
-    /// Adds to a batch, which checks the bucket's and the object's records, what makes `new` the current version: sets
-    /// its id, its default retention and, where versions are kept, its time; moves or retires what it replaces. Answers the blobs to reclaim
-    /// after the commit.
+    /// Adds to a change, which checks the bucket's and the object's records, what makes `new` the current version: sets
+    /// its id, its default retention and, where versions are kept, its time; moves or retires what it replaces.
     pub async fn supersede(
         &self,
-        batch: &mut Batch,
+        change: &mut Change,
         bucket: &Bucket,
         key: &str,
         old: Option<&Seen<Object>>,
         new: &mut Object,
-    ) -> Result<Vec<BlobId>> {
-        let mut freed = vec![];
+    ) -> Result<()> {
         (new.version, new.null_at) = (None, None);
         if bucket.versioning == Versioning::Never {
             if let Some(old) = old {
-                freed = self.retire(batch, &old.value.data).await?;
+                self.retire(change, &old.value).await?;
             }
         } else if let Some(Seen { value: old, .. }) = old {
             new.modified = new.modified.max(UnixMicros(old.modified.0 + 1));
             new.null_at = old.null_at;
             let suspended = bucket.versioning == Versioning::Suspended;
             if suspended && old.version.is_none() {
-                freed = self.retire(batch, &old.data).await?;
+                self.retire(change, old).await?;
             } else {
                 let kept = Object { null_at: None, ..old.clone() };
-                batch.puts.push((keys::version(bucket.id, key.as_bytes(), old.modified), kept.encode()));
+                let store_key = keys::version(bucket.id, key.as_bytes(), old.modified);
+                change.batch.puts.push((store_key, kept.encode()));
                 if old.version.is_none() {
                     new.null_at = Some(old.modified);
                 }
@@ -148,9 +149,9 @@ impl<B: BulkStore> Core<B> {
                 let store_key = keys::version(bucket.id, key.as_bytes(), time);
                 // Gone already: the commit will conflict on the object's record.
                 if let Some(raw) = self.meta.get(store_key.clone()).await? {
-                    freed.extend(self.retire(batch, &Object::decode(&raw)?.data).await?);
-                    batch.checks.push((store_key.clone(), Some(raw)));
-                    batch.dels.push(store_key);
+                    self.retire(change, &Object::decode(&raw)?).await?;
+                    change.batch.checks.push((store_key.clone(), Some(raw)));
+                    change.batch.dels.push(store_key);
                 }
             }
         }
@@ -161,12 +162,14 @@ impl<B: BulkStore> Core<B> {
         if bucket.versioning == Versioning::Enabled {
             new.version = Some(DataId::new(new.modified, rand::random()));
         }
-        batch.puts.push((keys::object(bucket.id, key.as_bytes()), new.encode()));
-        Ok(freed)
+        change.amount += Amount::of(new);
+        change.batch.puts.push((keys::object(bucket.id, key.as_bytes()), new.encode()));
+        Ok(())
     }
 
-    /// Adds to a batch what takes a version away for good. Answers the blobs to reclaim after the commit.
-    pub async fn take_away(&self, batch: &mut Batch, bucket: BucketId, key: &str, at: &At) -> Result<Vec<BlobId>> {
+    /// Adds to a change what takes a version away for good.
+    pub async fn take_away(&self, change: &mut Change, bucket: BucketId, key: &str, at: &At) -> Result<()> {
+        let batch = &mut change.batch;
         batch.checks.push((at.key.clone(), Some(at.seen.raw.clone())));
         let object = &at.seen.value;
         if let Some(current) = &at.current {
@@ -189,7 +192,7 @@ impl<B: BulkStore> Core<B> {
                 }
             }
         }
-        self.retire(batch, &object.data).await
+        self.retire(change, object).await
     }
 }
 

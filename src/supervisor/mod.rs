@@ -248,7 +248,8 @@ fn role_config(
         }
         Role::Walrus => {
             let (store, store_bytes, cores) = store(role, &settings.walrus)?;
-            config.walrus = Some(Walrus { listen: addresses.s3, store, store_bytes, cores });
+            let operator = settings.walrus_settings.clone();
+            config.walrus = Some(Walrus { listen: addresses.s3, store, store_bytes, cores, settings: operator });
         }
     }
     Ok(config)

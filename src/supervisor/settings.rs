@@ -27,6 +27,7 @@ pub struct File {
     account_id: Option<AccountId>,
     hypervisor: Option<Hypervisor>,
     network: Option<Network>,
+    walrus_settings: Option<PathBuf>,
     #[serde(default)]
     walrus: Store,
     #[serde(default)]
@@ -66,6 +67,7 @@ pub struct Settings {
     pub hypervisor: Hypervisor,
     pub network: Network,
     pub keep_instances: bool,
+    pub walrus_settings: Option<PathBuf>,
     pub walrus: Store,
     pub storage: Store,
 }
@@ -91,6 +93,7 @@ impl Settings {
             hypervisor: flags.hypervisor.or(file.hypervisor).unwrap_or_default(),
             network: flags.network.or(file.network).unwrap_or_default(),
             keep_instances: flags.keep_instances,
+            walrus_settings: file.walrus_settings,
             walrus: file.walrus,
             storage: file.storage,
         })

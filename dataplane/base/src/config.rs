@@ -157,6 +157,9 @@ pub struct Walrus {
     /// Engine cores.
     #[serde(default = "default_cores")]
     pub cores: usize,
+    /// The operator's settings of Walrus, such as accounts' quotas: a TOML file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<PathBuf>,
 }
 
 /// `credentials.toml`: made at first start.

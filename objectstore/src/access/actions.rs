@@ -136,6 +136,8 @@ pub fn ask(operation: &str) -> Option<Ask> {
         "PutBucketRequestPayment" => plain("s3:PutBucketRequestPayment", Bucket),
         "GetBucketAccelerateConfiguration" => plain("s3:GetAccelerateConfiguration", Bucket),
         "PutBucketAccelerateConfiguration" => plain("s3:PutAccelerateConfiguration", Bucket),
+        "GetBucketUsage" => plain("karri:GetBucketUsage", Bucket),
+        "GetAccountUsage" => plain("karri:GetAccountUsage", Service),
         "GetBucketQuota" => plain("karri:GetBucketQuota", Bucket),
         "PutBucketQuota" => plain("karri:PutBucketQuota", Bucket),
         _ => None,

@@ -198,10 +198,12 @@ impl Quota {
     }
     /// The document.
     pub fn to_xml(self) -> String {
-        Out::document("QuotaConfiguration", |out| {
-            out.maybe("MaxBytes", self.bytes.map(|n| n.to_string()).as_deref());
-            out.maybe("MaxObjects", self.objects.map(|n| n.to_string()).as_deref());
-        })
+        Out::document("QuotaConfiguration", |out| self.write(out))
+    }
+    /// What the document says.
+    pub fn write(self, out: &mut Out) {
+        out.maybe("MaxBytes", self.bytes.map(|n| n.to_string()).as_deref());
+        out.maybe("MaxObjects", self.objects.map(|n| n.to_string()).as_deref());
     }
     /// True when nothing is limited.
     pub fn is_none(self) -> bool {

@@ -198,9 +198,13 @@ pub async fn delete_bucket<B: BulkStore>(
         let batch = Batch::new()
             .check(keys::bucket(name), Some(marked.raw.clone()))
             .del(keys::bucket(name))
-            .del(keys::account_bucket(&marked.value.owner, name));
+            .del(keys::account_bucket(&marked.value.owner, name))
+            .del_range(keys::usage_of(id));
         match core.commit(batch).await {
-            Ok(()) => return Ok(DeleteBucketOutput {}),
+            Ok(()) => {
+                core.shared.usages.forget(id);
+                return Ok(DeleteBucketOutput {});
+            }
             Err(MetaError::Conflict { .. }) => {}
             Err(e) => return Err(e.into()),
         }
@@ -220,7 +224,7 @@ async fn abort_all<B: BulkStore>(core: &Core<B>, bucket: BucketId) -> Result<()>
             let Some((_, id)) = keys::upload_parts(&key) else {
                 return Err(Error::new(Kind::InternalError, "An upload's key is damaged."));
             };
-            match core.commit(reclaim::close_upload(Batch::new(), key, raw, id)).await {
+            match core.commit(reclaim::close_upload(Batch::new(), bucket, key, raw, id)).await {
                 Ok(()) => core.reclaim.push_cleanup(id),
                 Err(MetaError::Conflict { .. }) => {}
                 Err(e) => return Err(e.into()),

@@ -4,6 +4,7 @@ use karri_bulk::BulkStore;
 use karri_meta::MetaError;
 use s3s::dto::{CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CompletedPart};
 
+use crate::change::Change;
 use crate::core::{Access, Caller, CoreRef, RETRIES};
 use crate::digest::{self, Algorithm, Checksum, ChecksumType};
 use crate::error::{Error, Kind, Result};
@@ -70,14 +71,14 @@ pub async fn complete_multipart_upload<B: BulkStore>(
         let mut object = assemble(core.now(), &upload, id, &input, &parts)?;
         let old = core.object(bucket.value.id, &input.key).await?;
         conditions.check(old.as_ref().map(|o| &o.value).filter(|o| !o.marker))?;
-        let mut batch = replace(&target, &bucket, old.as_ref());
-        batch.checks.extend(checks);
-        batch.puts.push((keys::manifest(id), Manifest { parts }.encode()));
-        let freed = core.supersede(&mut batch, &bucket.value, &input.key, old.as_ref(), &mut object).await?;
-        let batch = close_upload(batch, upload.key, upload.seen.raw, id);
-        match core.commit(batch).await {
+        let mut change = Change::from(replace(&target, &bucket, old.as_ref()));
+        change.batch.checks.extend(checks);
+        change.batch.puts.push((keys::manifest(id), Manifest { parts }.encode()));
+        core.supersede(&mut change, &bucket.value, &input.key, old.as_ref(), &mut object).await?;
+        change.counted = object.size;
+        change.batch = close_upload(change.batch, bucket.value.id, upload.key, upload.seen.raw, id);
+        match core.apply(&bucket.value, change).await? {
             Ok(()) => {
-                core.reclaim.push(freed);
                 core.reclaim.push_cleanup(id);
                 return Ok(output(&input, &object));
             }

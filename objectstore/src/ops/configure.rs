@@ -14,6 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::ops::object_acl;
 use crate::record::Bucket;
 use crate::route::{Answer, Asked};
+use crate::usage::Amount;
 use crate::xml::Out;
 
 /// Tags of one bucket.
@@ -112,8 +113,35 @@ pub async fn call<B: BulkStore>(operation: &'static str, asked: &Asked<'_, B>) -
             let text = (!quota.is_none()).then(|| quota.to_xml().into());
             set(asked, Doc::Quota, text).await
         }
+        "GetBucketUsage" => {
+            let known = asked.core.known(asked.bucket).await?;
+            let used = asked.core.meter(known.bucket().id).await?.total();
+            Ok(Answer::xml(Out::document("BucketUsage", |out| usage(out, used, known.settings.quota))))
+        }
+        "GetAccountUsage" => {
+            let account = asked.caller.account();
+            let buckets = asked.core.usage_by_bucket(account).await?;
+            let total = buckets.iter().fold(Amount::default(), |sum, b| sum + b.used);
+            let quota = asked.core.shared.quota_of(account).unwrap_or_default();
+            Ok(Answer::xml(Out::document("AccountUsage", |out| {
+                usage(out, total, quota);
+                for bucket in &buckets {
+                    out.element("Bucket", |out| {
+                        out.text("Name", &bucket.name);
+                        usage(out, bucket.used, bucket.quota);
+                    });
+                }
+            })))
+        }
         _ => Err(Kind::NotImplemented.into()),
     }
+}
+
+/// What is used, and what may be.
+fn usage(out: &mut Out, used: Amount, quota: Quota) {
+    out.text("Objects", &used.objects.max(0).to_string());
+    out.text("Bytes", &used.bytes.max(0).to_string());
+    quota.write(out);
 }
 
 async fn stored<B: BulkStore>(asked: &Asked<'_, B>, doc: Doc) -> Result<Option<Bytes>> {

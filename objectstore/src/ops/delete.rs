@@ -12,6 +12,7 @@ use s3s::dto::{
 };
 
 use crate::access::actions::{BYPASS_GOVERNANCE, DELETE_OBJECT};
+use crate::change::Change;
 use crate::core::{Access, Caller, CoreRef, RETRIES, Seen};
 use crate::error::{Error, Kind, Result};
 use crate::keys;
@@ -132,7 +133,7 @@ pub async fn remove<B: BulkStore>(
     bypass: bool,
 ) -> Result<Done> {
     for _ in 0..RETRIES {
-        let (mut batch, freed, done) = match (which, bucket.value.versioning) {
+        let (mut change, done) = match (which, bucket.value.versioning) {
             (Which::Current, Versioning::Enabled | Versioning::Suspended) => {
                 let old = core.object(bucket.value.id, target.key).await?;
                 match &old {
@@ -151,17 +152,17 @@ pub async fn remove<B: BulkStore>(
                     marker: true,
                     ..Object::default()
                 };
-                let mut batch = replace(target, &bucket, old.as_ref());
-                let freed = core.supersede(&mut batch, &bucket.value, target.key, old.as_ref(), &mut marker).await?;
-                (batch, freed, Done { marker: true, version_id: Some(marker.version_text()) })
+                let mut change = Change::from(replace(target, &bucket, old.as_ref()));
+                core.supersede(&mut change, &bucket.value, target.key, old.as_ref(), &mut marker).await?;
+                (change, Done { marker: true, version_id: Some(marker.version_text()) })
             }
             (Which::Current, Versioning::Never) => {
                 let Some(old) = core.object(bucket.value.id, target.key).await? else { return Ok(Done::default()) };
                 conditions.check(Some(&old.value))?;
                 let object_key = keys::object(bucket.value.id, target.key.as_bytes());
-                let mut batch = Batch::new().check(object_key.clone(), Some(old.raw)).del(object_key);
-                let freed = core.retire(&mut batch, &old.value.data).await?;
-                (batch, freed, Done::default())
+                let mut change = Change::from(Batch::new().check(object_key.clone(), Some(old.raw)).del(object_key));
+                core.retire(&mut change, &old.value).await?;
+                (change, Done::default())
             }
             (Which::Null | Which::Id(_), _) => {
                 let version_id = Some(if let Which::Id(id) = which { id.to_hex() } else { "null".into() });
@@ -175,20 +176,18 @@ pub async fn remove<B: BulkStore>(
                         "Access Denied because object protected by object lock.",
                     ));
                 }
-                let mut batch = Batch::new();
-                let freed = core.take_away(&mut batch, bucket.value.id, target.key, &at).await?;
-                (batch, freed, Done { marker: at.seen.value.marker, version_id })
+                let mut change = Change::default();
+                core.take_away(&mut change, bucket.value.id, target.key, &at).await?;
+                (change, Done { marker: at.seen.value.marker, version_id })
             }
         };
         // Whether versions are kept must not change in between.
-        if batch.checks.iter().all(|(key, _)| *key != keys::bucket(target.bucket)) && which == Which::Current {
-            batch.checks.push((keys::bucket(target.bucket), Some(bucket.raw.clone())));
+        let checks = &mut change.batch.checks;
+        if checks.iter().all(|(key, _)| *key != keys::bucket(target.bucket)) && which == Which::Current {
+            checks.push((keys::bucket(target.bucket), Some(bucket.raw.clone())));
         }
-        match core.commit(batch).await {
-            Ok(()) => {
-                core.reclaim.push(freed);
-                return Ok(done);
-            }
+        match core.apply(&bucket.value, change).await? {
+            Ok(()) => return Ok(done),
             Err(MetaError::Conflict { .. }) => {
                 bucket = core.bucket(target.caller, target.bucket, target.owner, Access::Write).await?;
             }

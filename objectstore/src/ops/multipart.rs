@@ -17,6 +17,7 @@ use s3s::dto::{
 };
 
 use crate::body::{self, Expected, PUT_MAX, Received, Seal};
+use crate::change::Change;
 use crate::core::{Access, Caller, CoreRef, RETRIES, Seen, retire_blob};
 use crate::digest::{Algorithm, ChecksumType};
 use crate::error::{Error, Kind, Result};
@@ -31,6 +32,7 @@ use crate::ops::put::{check_key, object_headers};
 use crate::ops::{copy, lock, tagging};
 use crate::reclaim::close_upload;
 use crate::record::{Bucket, Data, Part, Upload};
+use crate::usage::Amount;
 
 /// CreateMultipartUpload.
 pub async fn create_multipart_upload<B: BulkStore>(
@@ -214,6 +216,7 @@ pub async fn upload_part<B: BulkStore>(
     let key = core.object_key(&upload.bucket, upload.seen.value.sealed.as_ref(), customer.as_ref()).await?;
     expected.seal = key.as_ref().map(Seal::new);
     let encryption = Shown::of(upload.seen.value.sealed.as_ref(), customer.as_ref());
+    check_room(core, &upload, number, expected.len).await?;
     let received = body::receive(core, body::incoming(input.body), &expected).await?;
     let part = put_part(core, &upload, number, &received, &expected).await?;
     let sum = answer.and_then(|a| received.digests.checksum(a));
@@ -286,6 +289,7 @@ pub async fn upload_part_copy<B: BulkStore>(
     let algorithm = upload.seen.value.algorithm;
     let seal = key.as_ref().map(Seal::new);
     let expected = Expected { len: Some(span.end - span.start), keep: Some(algorithm), seal, ..Expected::default() };
+    check_room(core, &upload, number, expected.len).await?;
     let received = body::receive(core, source.body, &expected).await?;
     let part = put_part(core, &upload, number, &received, &expected).await?;
     let sums = ChecksumFields::of(part.checksum.as_ref().filter(|_| !upload.seen.value.implicit));
@@ -321,6 +325,15 @@ fn copy_range(text: &str) -> Result<Range> {
     })
 }
 
+/// Refuses a part that its bucket has no room for, before a byte is read.
+async fn check_room<B: BulkStore>(core: &CoreRef<B>, upload: &Open, number: u16, len: Option<u64>) -> Result<()> {
+    let replaced = || async {
+        let old = core.meta.get(keys::part(upload.id, number)).await?;
+        Ok(Amount::bytes(old.map(|raw| Part::decode(&raw)).transpose()?.map_or(0, |part| part.size)))
+    };
+    core.check_room(&upload.bucket, Amount::bytes(len.unwrap_or(0)), replaced).await
+}
+
 /// Puts a part's record, replacing and retiring an earlier one of its number.
 async fn put_part<B: BulkStore>(
     core: &CoreRef<B>,
@@ -347,22 +360,22 @@ async fn put_part<B: BulkStore>(
             .check(key.clone(), old.clone())
             .put(key.clone(), record.clone());
         received.stored.name(&mut batch);
-        let mut freed = vec![];
+        let mut change = Change::from(batch);
+        change.amount += Amount::bytes(part.size);
         if let Some(old) = old {
-            match Part::decode(&old)?.data {
-                Data::Inline(id) => batch.dels.push(keys::inline(id)),
+            let old = Part::decode(&old)?;
+            change.amount -= Amount::bytes(old.size);
+            match old.data {
+                Data::Inline(id) => change.batch.dels.push(keys::inline(id)),
                 Data::Blob(id) => {
-                    retire_blob(&mut batch, id);
-                    freed.push(id);
+                    retire_blob(&mut change.batch, id);
+                    change.freed.push(id);
                 }
                 Data::Empty | Data::Manifest(_) => {}
             }
         }
-        match received.stored.commit(core, batch).await {
-            Ok(()) => {
-                core.reclaim.push(freed);
-                return Ok(part);
-            }
+        match received.stored.commit(core, &upload.bucket, change).await? {
+            Ok(()) => return Ok(part),
             Err(MetaError::Conflict { key: at }) if at == upload.key => return Err(Kind::NoSuchUpload.into()),
             Err(MetaError::Conflict { .. }) => {}
             Err(e) => return Err(e.into()),
@@ -379,7 +392,7 @@ pub async fn abort_multipart_upload<B: BulkStore>(
 ) -> Result<AbortMultipartUploadOutput> {
     let owner = input.expected_bucket_owner.as_deref();
     let upload = find(core, caller, &input.bucket, owner, &input.key, &input.upload_id, Access::Write).await?;
-    match core.commit(close_upload(Batch::new(), upload.key, upload.seen.raw, upload.id)).await {
+    match core.commit(close_upload(Batch::new(), upload.bucket.id, upload.key, upload.seen.raw, upload.id)).await {
         Ok(()) => {
             core.reclaim.push_cleanup(upload.id);
             Ok(AbortMultipartUploadOutput::default())

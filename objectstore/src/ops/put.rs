@@ -8,6 +8,7 @@ use s3s::dto::{Metadata, PutObjectInput, PutObjectOutput, Timestamp};
 use time::OffsetDateTime;
 
 use crate::body::{self, Expected, Received, Seal, Stored};
+use crate::change::Change;
 use crate::core::{Caller, Core, CoreRef, RETRIES, Seen};
 use crate::digest::Algorithm;
 use crate::error::{Error, Kind, Result};
@@ -17,6 +18,7 @@ use crate::ops::encryption::{Asked, CustomerKey, Shown};
 use crate::ops::get::{ChecksumFields, etag};
 use crate::ops::{lock, tagging};
 use crate::record::{Bucket, Headers, Object};
+use crate::usage::Amount;
 
 /// User metadata's limit, names and values together.
 const METADATA_MAX: usize = 2 << 10;
@@ -56,6 +58,8 @@ pub async fn put_object<B: BulkStore>(
     let mut expected = Expected::of(&headers, input.content_length, trailing_headers)?;
     expected.keep.get_or_insert(Algorithm::Crc64Nvme);
     expected.seal = keyed.as_ref().map(|k| Seal::new(&k.secret));
+    let amount = Amount { objects: 1, bytes: expected.len.unwrap_or(0) as i64 };
+    core.check_room(&bucket.value, amount, || core.replaced(&bucket.value, &input.key)).await?;
     let received = body::receive(core, body::incoming(input.body), &expected).await?;
     let mut object = object_of(core, caller, &received, &expected, attributes);
     (object.tags, object.lock, object.sealed) = (tags, lock, keyed.map(|k| k.sealed));
@@ -131,14 +135,11 @@ pub async fn publish<B: BulkStore>(
     for _ in 0..RETRIES {
         let old = core.object(bucket.value.id, target.key).await?;
         conditions.check(old.as_ref().map(|o| &o.value).filter(|o| !o.marker))?;
-        let mut batch = replace(target, &bucket, old.as_ref());
-        stored.name(&mut batch);
-        let freed = core.supersede(&mut batch, &bucket.value, target.key, old.as_ref(), object).await?;
-        match stored.commit(core, batch).await {
-            Ok(()) => {
-                core.reclaim.push(freed);
-                return Ok(object.version.map(keys::DataId::to_hex));
-            }
+        let mut change = Change::from(replace(target, &bucket, old.as_ref()));
+        stored.name(&mut change.batch);
+        core.supersede(&mut change, &bucket.value, target.key, old.as_ref(), object).await?;
+        match stored.commit(core, &bucket.value, change).await? {
+            Ok(()) => return Ok(object.version.map(keys::DataId::to_hex)),
             Err(MetaError::Conflict { .. }) => {
                 bucket = core.bucket_to_fill(target.caller, target.bucket, target.owner).await?;
             }

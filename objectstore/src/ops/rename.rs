@@ -10,6 +10,7 @@ use karri_meta::MetaError;
 use percent_encoding::percent_decode_str;
 use s3s::dto::{ETagCondition, Timestamp, TimestampFormat};
 
+use crate::change::Change;
 use crate::core::{Caller, CoreRef, RETRIES};
 use crate::error::{Error, Kind, Result};
 use crate::keys;
@@ -125,17 +126,14 @@ pub async fn rename_object<B: BulkStore>(core: &CoreRef<B>, caller: &Caller, ask
             return Ok(());
         }
         let from = keys::object(bucket.value.id, asked.from.as_bytes());
-        let mut batch = replace(&target, &bucket, old.as_ref()).check(from.clone(), Some(source.raw.clone())).del(from);
-        let freed = match &old {
-            Some(old) => core.retire(&mut batch, &old.value.data).await?,
-            None => vec![],
-        };
-        batch.puts.push((keys::object(bucket.value.id, asked.to.as_bytes()), source.raw));
-        match core.commit(batch).await {
-            Ok(()) => {
-                core.reclaim.push(freed);
-                return Ok(());
-            }
+        let batch = replace(&target, &bucket, old.as_ref()).check(from.clone(), Some(source.raw.clone())).del(from);
+        let mut change = Change::from(batch);
+        if let Some(old) = &old {
+            core.retire(&mut change, &old.value).await?;
+        }
+        change.batch.puts.push((keys::object(bucket.value.id, asked.to.as_bytes()), source.raw));
+        match core.apply(&bucket.value, change).await? {
+            Ok(()) => return Ok(()),
             Err(MetaError::Conflict { .. }) => {}
             Err(e) => return Err(e.into()),
         }

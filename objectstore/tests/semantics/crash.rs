@@ -18,6 +18,7 @@ use karri_meta::memory::MemoryStore;
 use karri_objectstore::reclaim;
 
 use crate::client::Walrus;
+use crate::usage;
 
 const CLIENTS: usize = 4;
 const KEYS: usize = 4;
@@ -202,6 +203,8 @@ async fn check(walrus: &Walrus<Store>, model: &Model) {
         *entry = Key { acknowledged: found, attempted: None };
     }
     assert_eq!(walrus.get("/bucket").await.ok().all("Key"), there);
+    // Everything is cleaned away: what was counted is what is there.
+    assert_eq!(usage::counted(walrus), usage::recount(walrus), "usage was counted wrong");
 }
 
 /// Everything goes; nothing may stay behind.

@@ -18,6 +18,7 @@ use karri_objectstore::reclaim;
 
 use crate::client::Walrus;
 use crate::crash::{DISK, Store, bytes, open, recover};
+use crate::usage;
 
 const CLIENTS: usize = 3;
 const KEYS: usize = 2;
@@ -190,6 +191,7 @@ async fn check(walrus: &Walrus<Store>, model: &Model) {
         *entry = Key { versions: found, attempt: None };
     }
     assert_eq!(walrus.get("/bucket").await.ok().all("Key"), current);
+    assert_eq!(usage::counted(walrus), usage::recount(walrus), "usage was counted wrong");
 }
 
 /// Everything goes; nothing may stay behind.

@@ -11,6 +11,7 @@ mod listing;
 mod multipart;
 mod objects;
 mod settings;
+mod usage;
 mod versions;
 
 /// Runs a test on the simulated executor.
