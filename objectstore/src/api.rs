@@ -99,6 +99,7 @@ impl<B: BulkStore> S3Access for Doorman<B> {
             let headers = cx.headers().clone();
             let now = self.core.now();
             let who = signer(&self.keys, credentials.as_ref(), cx.extensions_mut(), &headers, &query, now)?;
+            note.signed(who.as_ref());
             let peer = cx.extensions_mut().get::<Peer>().copied().unwrap_or_default();
             let version = query.iter().find(|(n, _)| n == "versionId").map(|(_, v)| v.clone());
             self.core

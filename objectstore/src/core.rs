@@ -14,6 +14,7 @@ use karri_meta::{Batch, MetaError, MetaStore, Scan};
 
 use crate::access::Leave;
 use crate::access::acl::Acl;
+use crate::accesslog::Logs;
 use crate::buckets::{Buckets, Known};
 use crate::config::lifecycle;
 use crate::config::simple::Quota;
@@ -46,6 +47,8 @@ pub struct Shared {
     pub buckets: Buckets,
     /// What is in the buckets.
     pub usages: Usages,
+    /// Lines of access logs.
+    pub logs: Logs,
     /// What the operator set; nothing where nobody set it at the start.
     pub operator: OnceLock<Operator>,
     /// Who exists; set by the first front.
@@ -72,6 +75,7 @@ impl Shared {
                     token_key,
                     pins: Pins::default(),
                     usages: metrics.usages.clone(),
+                    logs: Logs::default(),
                     operator: OnceLock::new(),
                     metrics,
                     vault: Vault::new(master),

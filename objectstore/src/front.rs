@@ -31,6 +31,7 @@ use crate::metrics::Metrics;
 use crate::note::Note;
 use crate::sig_v2;
 use crate::site;
+use crate::witness::Witness;
 use crate::xml::Out;
 
 /// A body that brings nothing for so long is given up.
@@ -68,6 +69,7 @@ impl<B: BulkStore> Front<B> {
         let head_only = head.method == Method::HEAD;
         let origin = Origin::of(&head);
         let site = site::bucket_of_host(&head.headers);
+        let witness = Witness::of(&self.core.shared, &head, site.as_deref(), &id, began);
         if let Some(uri) = sig_v2::slashed(&head, &self.keys) {
             head.uri = uri;
         }
@@ -124,6 +126,11 @@ impl<B: BulkStore> Front<B> {
         }
         let operation = note.named().unwrap_or("Refused");
         self.core.shared.metrics.answered(operation, response.status().as_u16(), now().saturating_sub(began));
+        if let Some(witness) = witness
+            && let Ok(known) = self.core.known(witness.bucket()).await
+        {
+            witness.see(&self.core.shared, known, &note, &mut response);
+        }
         response
     }
 }
@@ -321,7 +328,8 @@ fn refuse(e: Error) -> Response<s3s::Body> {
     })
 }
 
-fn now() -> Duration {
+/// The core's monotonic time.
+pub(crate) fn now() -> Duration {
     if exec::on_executor() { exec::now() } else { Duration::ZERO }
 }
 

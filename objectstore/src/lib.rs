@@ -25,6 +25,7 @@
 //! | [`record`], [`keys`] | the records and where they live |
 //! | [`crypt`], [`vault`] | encryption of stored data, and the keys that it takes |
 //! | [`digest`], [`token`], [`xml`] | checksums, continuation tokens, documents |
+//! | [`accesslog`], [`witness`], [`delivery`] | server access logs: lines, where they come from, where they go |
 //! | [`ageing`] | lifecycle rules carried out |
 //! | [`reclaim`] | giving space back |
 //! | [`mod@serve`] | engine cores, listeners, the store: a running Walrus |
@@ -37,6 +38,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod accesslog;
 pub mod ageing;
 pub mod api;
 pub mod body;
@@ -45,6 +47,7 @@ pub mod change;
 pub mod config;
 pub mod core;
 pub mod crypt;
+pub mod delivery;
 pub mod digest;
 pub mod error;
 pub mod form;
@@ -68,6 +71,7 @@ pub mod token;
 pub mod usage;
 pub mod vault;
 pub mod versions;
+pub mod witness;
 pub mod xml;
 
 pub use role::start;

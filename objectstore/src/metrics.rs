@@ -42,6 +42,8 @@ pub struct Metrics {
     received: Counter,
     sent: Counter,
     reclaimed: Counter,
+    log_lines: Counter,
+    log_lines_lost: Counter,
     bucket_objects: Family<BucketName, Gauge>,
     bucket_bytes: Family<BucketName, Gauge>,
     objects: Gauge,
@@ -65,6 +67,8 @@ impl Default for Metrics {
             received: Counter::default(),
             sent: Counter::default(),
             reclaimed: Counter::default(),
+            log_lines: Counter::default(),
+            log_lines_lost: Counter::default(),
             bucket_objects: Family::default(),
             bucket_bytes: Family::default(),
             objects: Gauge::default(),
@@ -89,6 +93,8 @@ impl Metrics {
         r.register_with_unit("received", "Bytes of request bodies", Unit::Bytes, metrics.received.clone());
         r.register_with_unit("sent", "Bytes of response bodies", Unit::Bytes, metrics.sent.clone());
         r.register("blobs_reclaimed", "Blobs deleted because nothing named them any more", metrics.reclaimed.clone());
+        r.register("log_lines_written", "Lines of access logs written into buckets", metrics.log_lines.clone());
+        r.register("log_lines_lost", "Lines of access logs that could not be written", metrics.log_lines_lost.clone());
         r.register("objects", "Object versions in all buckets", metrics.objects.clone());
         r.register_with_unit("objects", "Bytes in all buckets", Unit::Bytes, metrics.object_bytes.clone());
         r.register("bucket_objects", "Object versions in a bucket", metrics.bucket_objects.clone());
@@ -108,6 +114,14 @@ impl Metrics {
             self.bucket_objects.get_or_create(&labels).set(used.objects);
             self.bucket_bytes.get_or_create(&labels).set(used.bytes);
         }
+    }
+    /// Lines of access logs are in their bucket.
+    pub fn log_lines_written(&self, lines: u64) {
+        self.log_lines.inc_by(lines);
+    }
+    /// Lines of access logs are lost.
+    pub fn log_lines_lost(&self, lines: u64) {
+        self.log_lines_lost.inc_by(lines);
     }
     /// A request was answered.
     pub fn answered(&self, operation: &'static str, status: u16, took: Duration) {

@@ -1,6 +1,8 @@
-//! What only the operator of a Walrus may set, in a file: quotas of accounts.
+//! What only the operator of a Walrus may set, in a file: quotas of accounts, how often access logs are written.
 //!
 //! ```toml
+//! log_seconds = 300
+//!
 //! [[quota]]
 //! account = "000000000001"
 //! max_bytes = "10G"
@@ -9,6 +11,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::Duration;
 
 use karri_base::units::parse_bytes;
 use serde::Deserialize;
@@ -21,12 +24,15 @@ use crate::serve::StartError;
 pub struct Operator {
     /// At most so much in all buckets of an account together.
     pub quotas: HashMap<String, Quota>,
+    /// Lines of access logs wait so long for others at most.
+    pub log_roll: Option<Duration>,
 }
 
 /// The file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct File {
+    log_seconds: Option<u64>,
     #[serde(default)]
     quota: Vec<AccountQuota>,
 }
@@ -56,7 +62,7 @@ impl TryFrom<File> for Operator {
     type Error = String;
 
     fn try_from(file: File) -> Result<Self, String> {
-        let mut this = Self::default();
+        let mut this = Self { log_roll: file.log_seconds.map(Duration::from_secs), ..Self::default() };
         for AccountQuota { account, max_bytes, max_objects } in file.quota {
             account.parse::<karri_base::id::AccountId>().map_err(|e| format!("quota of {account:?}: {e}"))?;
             let bytes = max_bytes.map(|text| parse_bytes(&text)).transpose();

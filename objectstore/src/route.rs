@@ -161,6 +161,9 @@ impl<B: BulkStore> Routes<B> {
         let peer = req.extensions.get::<Peer>().copied().unwrap_or_default();
         let now = self.core.now();
         let who = api::signer(&self.keys, req.credentials.as_ref(), &req.extensions, &req.headers, &query, now)?;
+        if let Some(note) = req.extensions.get::<Note>() {
+            note.signed(who.as_ref());
+        }
         let caller = self
             .core
             .admit(Facts {

@@ -26,10 +26,12 @@ use karri_engine::{EngineError, http};
 use karri_meta::rocks::{self, RocksStore};
 use karri_meta::{MetaError, MetaStore};
 
+use crate::accesslog;
 use crate::ageing;
 use crate::config::lifecycle::Calendar;
 use crate::core::{Core, CoreRef, Shared};
 use crate::crypt::Secret;
+use crate::delivery;
 use crate::front::Front;
 use crate::metrics::Metrics;
 use crate::operator::Operator;
@@ -40,6 +42,8 @@ use crate::vault::Vault;
 const DRAIN: Duration = Duration::from_secs(20);
 /// A pause before reclaiming is tried again.
 const REST: Duration = Duration::from_millis(500);
+/// How often access logs are looked at.
+const LOGS_EVERY: Duration = Duration::from_millis(500);
 /// How often the metrics of buckets are brought up to date.
 const SHOW_EVERY: Duration = Duration::from_secs(60);
 /// How often the store's usage is looked at.
@@ -444,7 +448,8 @@ impl Site {
             let core = core.clone();
             karri_engine::spawn(async move {
                 tidy(&core, &candidates).await;
-                futures_util::future::join(age(&core, calendar), show_usage(&core)).await;
+                let roll = core.shared.operator.get().and_then(|o| o.log_roll).unwrap_or(accesslog::ROLL);
+                futures_util::future::join3(age(&core, calendar), show_usage(&core), write_logs(&core, roll)).await;
             })
         });
         let make = |peer: http::Peer| {
@@ -470,6 +475,7 @@ impl Site {
         if let Some(leftovers) = leftovers {
             leftovers.abort();
         }
+        delivery::deliver(&core, Duration::ZERO).await;
         core.reclaim.close();
         if reclaimer.await.is_err() {
             tracing::error!("the reclaimer panicked");
@@ -508,6 +514,14 @@ async fn show_usage<B: BulkStore>(core: &CoreRef<B>) {
             tracing::warn!(error = %error, "the buckets' usage could not be read");
         }
         karri_engine::sleep(SHOW_EVERY).await;
+    }
+}
+
+/// Writes access logs, for ever.
+async fn write_logs<B: BulkStore>(core: &CoreRef<B>, roll: Duration) {
+    loop {
+        karri_engine::sleep(LOGS_EVERY).await;
+        delivery::deliver(core, roll).await;
     }
 }
 

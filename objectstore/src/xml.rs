@@ -225,7 +225,13 @@ impl Out {
 
     /// An element as it was read, without its attributes.
     pub fn copy(&mut self, element: &Element) {
-        self.0 += &format!("<{}>", element.name);
+        // The one attribute that S3's documents have.
+        let kind = element.attributes.iter().find(|(name, _)| name == "type");
+        let kind = kind.map_or(String::new(), |(_, kind)| {
+            let kind = escape(kind).replace('"', "&quot;");
+            format!(" xmlns:xsi=\"http://www.w3.org/2001/XMLSchema-instance\" xsi:type=\"{kind}\"")
+        });
+        self.0 += &format!("<{}{kind}>", element.name);
         if element.children.is_empty() {
             self.0 += &escape(&element.text);
         }

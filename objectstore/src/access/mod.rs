@@ -24,7 +24,7 @@ pub mod context;
 pub mod people;
 pub mod public;
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -84,6 +84,8 @@ pub struct Leave {
     pub may_list: bool,
     /// True where the caller pays, not the bucket's owner.
     pub charged: bool,
+    /// True where it was let in by a list, and would not have been without.
+    pub by_acl: bool,
 }
 
 /// True for somebody who may do all that the account may: a root, or an administrator without limits.
@@ -107,6 +109,7 @@ struct Judge<'r> {
     identity: Arc<Identity>,
     context: OnceCell<Context>,
     account: Option<&'r AccountId>,
+    by_acl: Cell<bool>,
 }
 
 impl Judge<'_> {
@@ -153,7 +156,8 @@ impl Judge<'_> {
     /// The same with other condition keys.
     fn with(&self, context: Context) -> Self {
         let (facts, now, account) = (self.facts, self.now, self.account);
-        Self { facts, now, account, identity: self.identity.clone(), context: OnceCell::from(context) }
+        let by_acl = Cell::new(self.by_acl.get());
+        Self { facts, now, account, identity: self.identity.clone(), context: OnceCell::from(context), by_acl }
     }
 
     fn context(&self) -> &Context {
@@ -190,6 +194,10 @@ impl Judge<'_> {
         let request = Request { action, resource, context: self.context() };
         let target = Target { owner, policy: known.policy.as_ref(), acl, must_allow: false };
         let decision = decide(&self.identity, &target, &request);
+        if acl != policy::Acl::None && decision.is_allowed() {
+            let without = Target { acl: policy::Acl::None, ..target };
+            self.by_acl.set(!decide(&self.identity, &without, &request).is_allowed());
+        }
         // A public policy lets in strangers only as far as the bucket does not restrict that.
         let stranger = self.account.is_none() || self.account != known.owner.as_ref();
         if decision.is_allowed() && stranger && known.policy_is_public && known.settings.public_access.restrict {
@@ -251,6 +259,7 @@ impl<B: BulkStore> Core<B> {
                 let known = self.known(name).await?;
                 leave.may_list = self.judge_one(&judge, &facts, &known, name, ask).await?;
                 leave.charged = judge.pays(&known)?;
+                leave.by_acl = judge.by_acl.get();
                 if ask.action == "s3:PutObject" {
                     (leave.new_owner, leave.new_acl) = self.new_object(&facts, &known)?;
                 }
@@ -289,6 +298,7 @@ impl<B: BulkStore> Core<B> {
             identity: facts.who.as_ref().map_or_else(|| Arc::new(Identity::anonymous()), |w| w.identity.clone()),
             context: OnceCell::new(),
             account: facts.who.as_ref().map(|w| &w.key.account),
+            by_acl: Cell::new(false),
         }
     }
 
@@ -379,6 +389,7 @@ impl<B: BulkStore> Core<B> {
         };
         let granted = judge.granted(known, Some(list), ask.permission);
         let tagged;
+        let outer = judge;
         let judge = if known.policy_reads_tags {
             let mut context = judge.context().clone();
             context::existing_tags(&mut context, &object);
@@ -387,7 +398,9 @@ impl<B: BulkStore> Core<B> {
         } else {
             judge
         };
-        refuse(judge.decide(known, owner.as_ref(), action, &resource, granted), facts, action, &resource)?;
+        let decision = judge.decide(known, owner.as_ref(), action, &resource, granted);
+        outer.by_acl.set(judge.by_acl.get());
+        refuse(decision, facts, action, &resource)?;
         Ok(own || may_list())
     }
 

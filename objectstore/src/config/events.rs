@@ -151,10 +151,10 @@ pub struct Logging {
     pub prefix: String,
     /// `Some(event time)` for `PARTITION/Y/M/D` keys; true where the date is that of the events.
     pub partitioned: Option<bool>,
-    /// Grants to others on the logs: kept and answered.
+    /// Grants on the logs' objects.
     pub grants: Option<Element>,
     /// False where the key's format is S3's default and was not said.
-    has_format: bool,
+    pub has_format: bool,
 }
 
 impl Logging {

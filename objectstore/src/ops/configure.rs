@@ -10,6 +10,7 @@ use crate::access::public;
 use crate::config::events::{self, Logging};
 use crate::config::simple::{self, Ownership, PublicAccess, Quota, Tags};
 use crate::config::{Doc, cors, lifecycle, website};
+use crate::delivery;
 use crate::error::{Error, Kind, Result};
 use crate::ops::object_acl;
 use crate::record::Bucket;
@@ -19,6 +20,8 @@ use crate::xml::Out;
 
 /// Tags of one bucket.
 const TAGS_MAX: usize = 50;
+/// A log target's longest prefix: what follows it fits into a key.
+const LOG_PREFIX_MAX: usize = 800;
 /// A CORS document's longest (S3's own limit).
 const CORS_MAX: usize = 64 << 10;
 
@@ -306,5 +309,17 @@ async fn put_logging<B: BulkStore>(asked: &Asked<'_, B>) -> Result<Answer> {
     if target.bucket().owner != source.bucket().owner {
         return Err(wrong("The owner for the bucket to be logged and the target bucket must be the same".into()));
     }
+    if logging.prefix.len() > LOG_PREFIX_MAX {
+        return Err(Error::new(Kind::InvalidArgument, "The target prefix is too long."));
+    }
+    let owner = &source.bucket().owner;
+    if let Some(grants) = &logging.grants {
+        if target.settings.ownership == Ownership::BucketOwnerEnforced {
+            return Err(Kind::InvalidBucketAclWithObjectOwnership.into());
+        }
+        delivery::acl(grants, owner, asked.core.people())?;
+    }
+    let from = delivery::Source { bucket: asked.bucket, account: owner };
+    delivery::may_write(&target, &logging, from, asked.core.now())?;
     put(asked, Doc::Logging, Logging::to_xml(Some(&logging))).await
 }

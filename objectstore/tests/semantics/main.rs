@@ -8,6 +8,7 @@ mod crash;
 mod crash_versions;
 mod encryption;
 mod listing;
+mod logging;
 mod multipart;
 mod objects;
 mod settings;

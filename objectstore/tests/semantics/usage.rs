@@ -156,7 +156,7 @@ fn an_account_s_quota_holds_over_all_its_buckets() {
     run(|| async {
         let w = Walrus::new().await;
         let quota = Quota { bytes: Some(1000), objects: None };
-        let operator = Operator { quotas: [(ACCOUNT.to_owned(), quota)].into() };
+        let operator = Operator { quotas: [(ACCOUNT.to_owned(), quota)].into(), ..Operator::default() };
         assert!(w.core.shared.operator.set(operator).is_ok());
         w.put("/bucket", "").await.ok();
         w.put("/bucket/a", data(600)).await.ok();
