@@ -145,6 +145,9 @@ enum WalrusAlone {
         /// TOML file of more users: `[[user]]` tables of account, name, email, access_key, secret_key
         #[arg(long, value_name = "FILE")]
         users: Option<PathBuf>,
+        /// IAM and STS listener; port 0 picks a free one. Users, roles and policies are then kept in the folder
+        #[arg(long, value_name = "ADDR")]
+        iam: Option<SocketAddr>,
         /// TOML file of what only the operator may set, such as accounts' quotas
         #[arg(long, value_name = "FILE")]
         settings: Option<PathBuf>,
@@ -250,9 +253,9 @@ pub fn run() -> Result<ExitCode> {
 
 fn walrus_alone(alone: WalrusAlone) -> Result<ExitCode> {
     match alone {
-        WalrusAlone::Serve { store, listen, access_key, secret_key, users, settings } => {
+        WalrusAlone::Serve { store, listen, access_key, secret_key, users, iam, settings } => {
             let key = access_key.zip(secret_key);
-            standalone::serve(&standalone::Serve { store, listen, key, users, settings })
+            standalone::serve(&standalone::Serve { store, listen, key, users, iam, settings })
         }
         WalrusAlone::Usage { bucket, which } => walrus::usage(&which, bucket.as_deref()),
         WalrusAlone::Quota { bucket, max_bytes, max_objects, which } => {
@@ -295,6 +298,8 @@ mod tests {
             "storage export --store f:1G --volume v:1G --vhost-user s --iscsi 127.0.0.1:0 --aoe eth0:1.2 --queues 2",
             "image add n --root f --kernel k --ramdisk r --state /s",
             "walrus serve --store d --listen 127.0.0.1:0 --access-key k --secret-key s",
+            "walrus serve --store d --listen 127.0.0.1:0 --users f",
+            "walrus serve --store d --listen 127.0.0.1:0 --users f --iam 127.0.0.1:0",
             "walrus serve --store d --listen 127.0.0.1:0 --users f --settings g",
             "walrus usage b --state /s",
             "walrus usage --endpoint http://127.0.0.1:9000",

@@ -5,12 +5,16 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use karri_base::aws::keys::Key;
+use karri_base::aws::keys::{Key, KeyRing};
+use karri_base::clock::{Clock, SystemClock};
 use karri_base::observe;
 use karri_base::role::Running;
 use karri_base::units::parse_bytes;
+use karri_control::identity::alone::Listener;
+use karri_control::identity::{Directory, Seed};
 use karri_objectstore::operator::Operator;
 
 use crate::ask::print;
@@ -97,6 +101,8 @@ pub struct Serve {
     pub key: Option<(String, String)>,
     /// A file of users.
     pub users: Option<PathBuf>,
+    /// The IAM and STS listener.
+    pub iam: Option<SocketAddr>,
     /// The operator's settings.
     pub settings: Option<PathBuf>,
 }
@@ -115,48 +121,93 @@ struct User {
     account: String,
     name: String,
     #[serde(default)]
-    #[allow(dead_code, reason = "S3 needs no address; the file is the identity service's too")]
     email: String,
     access_key: String,
     secret_key: String,
 }
 
 impl User {
-    /// The user named `root` is its account's root.
-    fn key(self) -> Result<Key> {
+    /// The user named `root` is its account's root; others may do everything in theirs until policies say less.
+    fn seed(self) -> Result<Seed> {
         let account = self.account.parse().map_err(|e| anyhow::anyhow!("user {:?}: {e}", self.name))?;
-        let principal = if self.name == "root" { "root".into() } else { format!("user/{}", self.name) };
-        let arn = format!("arn:aws:iam::{account}:{principal}");
-        Ok(Key { access_key_id: self.access_key, secret: self.secret_key, account, arn })
+        Ok(Seed {
+            account,
+            name: self.name,
+            email: self.email,
+            access_key_id: self.access_key,
+            secret: self.secret_key,
+            administrator: true,
+        })
     }
 }
 
-fn read_users(text: &str) -> Result<Vec<Key>> {
+fn read_users(text: &str) -> Result<Vec<Seed>> {
     let users: Users = toml::from_str(text)?;
-    users.user.into_iter().map(User::key).collect()
+    users.user.into_iter().map(User::seed).collect()
 }
 
-/// Serves S3 to one key and to the users of a file until told to stop.
+/// Whom an S3 without IAM knows.
+fn key(seed: Seed) -> Key {
+    let principal = if seed.name == "root" { "root".into() } else { format!("user/{}", seed.name) };
+    let arn = format!("arn:aws:iam::{}:{principal}", seed.account);
+    Key { access_key_id: seed.access_key_id, secret: seed.secret, account: seed.account, arn }
+}
+
+const REGION: &str = "us-east-1";
+
+/// Serves S3 to one key and to the users of a file, and IAM and STS where asked, until told to stop.
 pub fn serve(asked: &Serve) -> Result<ExitCode> {
     observe::init_logs();
-    let mut keys = Vec::new();
+    let mut seeds = Vec::new();
     if let Some((access, secret)) = &asked.key {
-        keys.push(karri_objectstore::serve::root_key(access, secret)?);
+        let key = karri_objectstore::serve::root_key(access, secret)?;
+        let (account, access_key_id, secret) = (key.account, key.access_key_id, key.secret);
+        let name = "root".to_owned();
+        seeds.push(Seed { account, name, email: String::new(), access_key_id, secret, administrator: true });
     }
     if let Some(path) = &asked.users {
         let text = std::fs::read_to_string(path).with_context(|| format!("--users {}", path.display()))?;
-        keys.extend(read_users(&text).with_context(|| format!("--users {}", path.display()))?);
+        seeds.extend(read_users(&text).with_context(|| format!("--users {}", path.display()))?);
     }
     let operator = asked.settings.as_deref().map(Operator::read).transpose()?.unwrap_or_default();
-    let walrus = karri_objectstore::serve::alone(&asked.store, asked.listen, keys, "us-east-1", operator)?;
     runtime()?.block_on(async {
+        let (ring, iam) = match asked.iam {
+            None => (KeyRing::new(seeds.into_iter().map(key)), None),
+            Some(addr) => {
+                let (ring, listener) = identity(&asked.store, addr, &seeds).await?;
+                print(&format!("IAM and STS at http://{}\n", listener.addr()));
+                (ring, Some(listener))
+            }
+        };
+        let (store, listen) = (asked.store.clone(), asked.listen);
+        let start = move || karri_objectstore::serve::alone_with(&store, listen, ring, REGION, operator);
+        let walrus = tokio::task::spawn_blocking(start).await??;
+        // Listened for before anyone is told that it is there: a signal that came in between would be lost.
         let stop = chassis::stop_requested()?;
         print(&format!("ready: S3 at http://{}\n", walrus.local_addr()));
         stop.await;
-        anyhow::Ok(())
-    })?;
-    walrus.shutdown();
-    Ok(ExitCode::SUCCESS)
+        if let Some(iam) = iam {
+            iam.shutdown().await;
+        }
+        tokio::task::spawn_blocking(move || walrus.shutdown()).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// IAM and STS over records of their own in the folder.
+async fn identity(store: &Path, addr: SocketAddr, seeds: &[Seed]) -> Result<(KeyRing, Listener)> {
+    let folder = store.join("identity");
+    crate::layout::private_dir(&folder)?;
+    let key = karri_control::identity::secrets::key_file(&folder.join("identity.key"))
+        .map_err(|(path, why)| anyhow::anyhow!("identity key {}: {why}", path.display()))?;
+    let mut registry = observe::registry("identity");
+    let meta = chassis::records(&folder.join("meta"), &mut registry).await?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let directory = Arc::new(Directory::open(meta, key, clock.clone()).await?);
+    directory.seed(seeds).await?;
+    let ring = directory.ring().clone();
+    let listener = Listener::start(directory, clock, REGION, addr).await;
+    Ok((ring, listener.with_context(|| format!("cannot listen on {addr} (--iam): is another karri running there?"))?))
 }
 
 #[cfg(test)]
@@ -168,7 +219,7 @@ mod tests {
         let user =
             "account = \"000000000001\"\nname = \"NAME\"\nemail = \"e\"\naccess_key = \"a\"\nsecret_key = \"s\"\n";
         let text = format!("[[user]]\n{user}[[user]]\n{}", user.replace("NAME", "root"));
-        let arns: Vec<String> = read_users(&text).unwrap().into_iter().map(|k| k.arn).collect();
+        let arns: Vec<String> = read_users(&text).unwrap().into_iter().map(|seed| key(seed).arn).collect();
         assert_eq!(arns, ["arn:aws:iam::000000000001:user/NAME", "arn:aws:iam::000000000001:root"]);
         assert!(read_users(&text.replace("000000000001", "1")).is_err());
         assert!(read_users("[[user]]\nname = \"x\"\n").is_err());

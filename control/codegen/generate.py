@@ -50,7 +50,10 @@ class Service:
         self.shapes = self.model["shapes"]
         self.ec2 = self.model["metadata"]["protocol"] == "ec2"
         self.inputs, self.outputs, self.results = set(), set(), set()
-        for op in self.model["operations"].values():
+        for name, op in self.model["operations"].items():
+            if "input" not in op:
+                op["input"] = {"shape": f"{name}Request"}
+                self.shapes[f"{name}Request"] = {"type": "structure", "members": {}}
             if "input" in op:
                 self.reach(op["input"]["shape"], self.inputs)
             if "output" in op:
@@ -64,6 +67,8 @@ class Service:
         shape = self.shapes[name]
         if shape["type"] == "list":
             self.reach(shape["member"]["shape"], seen)
+        if shape["type"] == "map":
+            self.reach(shape["value"]["shape"], seen)
         for m in shape.get("members", {}).values():
             self.reach(m["shape"], seen)
 
@@ -77,6 +82,8 @@ class Service:
             return self.type_name(name)
         if shape["type"] == "list":
             return f"Vec<{self.rust(shape['member']['shape'])}>"
+        if shape["type"] == "map":
+            return f"BTreeMap<String, {self.rust(shape['value']['shape'])}>"
         return SCALARS[shape["type"]]
 
     def type_name(self, name):
@@ -110,11 +117,20 @@ class Service:
             elif is_list:
                 fields.append(f"pub {field}: {ty},")
                 how = "list_req" if member in required else "list"
+                if not self.ec2:
+                    how = how.replace("list", "members")
                 parse.append(f'{field}: q.{how}("{query}")?,')
                 if out:
                     write.append(f'w.list("{xml}", "{item}", &self.{field});')
+            elif target["type"] == "map":
+                assert not into, f"{name}.{member}: teach Query maps"
+                fields.append(f"pub {field}: Option<{ty}>,")
+                write.append(f'w.map("{xml}", &self.{field});')
+            elif member in required and into and not out and self.is_enum(target):
+                # An enumeration has no default, as the structure must.
+                fields.append(f"pub {field}: Option<{ty}>,")
+                parse.append(f'{field}: Some(q.req("{query}")?),')
             elif member in required and into and not out:
-                assert not self.is_enum(target), f"{name}.{member}: teach the generator required enums"
                 fields.append(f"pub {field}: {ty},")
                 parse.append(f'{field}: q.req("{query}")?,')
             else:
@@ -178,7 +194,8 @@ class Service:
         m += ["#![allow(missing_docs, clippy::all)]", ""]
         m += ["#[allow(unused_imports)]"]
         m += ["use crate::wire::{Blob, Done, FromQuery, Invalid, Operation, Query, Timestamp, ToXml, Xml, wire_enum};"]
-        m += ["#[allow(unused_imports)]", "use serde::{Deserialize, Serialize};", ""]
+        m += ["#[allow(unused_imports)]", "use serde::{Deserialize, Serialize};"]
+        m += ["#[allow(unused_imports)]", "use std::collections::BTreeMap;", ""]
         for mod in mods:
             m += [f"mod {mod};", f"pub use {mod}::*;"]
         m += ["", f'pub const API_VERSION: &str = "{meta["apiVersion"]}";']
@@ -212,7 +229,7 @@ class Service:
 
 
 def main():
-    services = [Service("ec2"), Service("sts")]
+    services = [Service("ec2"), Service("iam"), Service("sts")]
     files = {"mod.rs": HEADER + "//! One module per AWS service.\n\n" + "".join(f"pub mod {s.name};\n" for s in services)}
     for s in services:
         files.update(s.files())

@@ -3,7 +3,7 @@
 
     trim.py BOTOCORE_DATA_DIR        (the folder `botocore/data` of a botocore wheel, Apache-2.0)
 
-Writes ec2.json and sts.json beside this file: the served operations, the shapes that they reach, and the names of all
+Writes ec2.json, iam.json and sts.json beside this file: the served operations, the shapes that they reach, and the names of all
 other operations (so that a call to one of them is told apart from a misspelt action). Documentation is dropped, and so
 is InstanceType's list of values: it names every type that AWS ever sold; karri's own table says which it offers.
 """
@@ -20,7 +20,25 @@ SERVED = {
         "DescribeKeyPairs DescribeRegions DescribeTags DescribeVolumes DetachVolume GetConsoleOutput ImportKeyPair "
         "RebootInstances RegisterImage RunInstances StartInstances StopInstances TerminateInstances"
     ).split(),
-    "sts/2011-06-15": ["GetCallerIdentity"],
+    "iam/2010-05-08": (
+        "AddRoleToInstanceProfile AddUserToGroup AttachGroupPolicy AttachRolePolicy AttachUserPolicy "
+        "CreateAccessKey CreateAccountAlias CreateGroup CreateInstanceProfile CreateLoginProfile CreatePolicy "
+        "CreatePolicyVersion CreateRole CreateUser DeleteAccessKey DeleteAccountAlias DeleteGroup "
+        "DeleteGroupPolicy DeleteInstanceProfile DeleteLoginProfile DeletePolicy DeletePolicyVersion DeleteRole "
+        "DeleteRolePermissionsBoundary DeleteRolePolicy DeleteUser DeleteUserPermissionsBoundary DeleteUserPolicy "
+        "DetachGroupPolicy DetachRolePolicy DetachUserPolicy GetAccountSummary GetContextKeysForCustomPolicy "
+        "GetContextKeysForPrincipalPolicy GetGroup GetGroupPolicy GetInstanceProfile GetLoginProfile GetPolicy "
+        "GetPolicyVersion GetRole GetRolePolicy GetUser GetUserPolicy ListAccessKeys ListAccountAliases "
+        "ListAttachedGroupPolicies ListAttachedRolePolicies ListAttachedUserPolicies ListEntitiesForPolicy "
+        "ListGroupPolicies ListGroups ListGroupsForUser ListInstanceProfiles ListInstanceProfilesForRole "
+        "ListPolicies ListPolicyTags ListPolicyVersions ListRolePolicies ListRoleTags ListRoles ListUserPolicies "
+        "ListUserTags ListUsers PutGroupPolicy PutRolePermissionsBoundary PutRolePolicy "
+        "PutUserPermissionsBoundary PutUserPolicy RemoveRoleFromInstanceProfile RemoveUserFromGroup "
+        "SetDefaultPolicyVersion SimulateCustomPolicy SimulatePrincipalPolicy TagPolicy TagRole TagUser "
+        "UntagPolicy UntagRole UntagUser UpdateAccessKey UpdateAssumeRolePolicy UpdateGroup UpdateLoginProfile "
+        "UpdateRole UpdateRoleDescription UpdateUser"
+    ).split(),
+    "sts/2011-06-15": "AssumeRole GetAccessKeyInfo GetCallerIdentity GetFederationToken GetSessionToken".split(),
 }
 KEEP_SHAPE = ("type", "required", "enum", "sensitive", "locationName", "flattened", "timestampFormat")
 KEEP_MEMBER = ("shape", "locationName", "queryName", "flattened", "timestampFormat", "idempotencyToken")
@@ -41,6 +59,10 @@ def trim(model, served):
         if "member" in shape:
             out["member"] = {k: shape["member"][k] for k in KEEP_MEMBER if k in shape["member"]}
             keep(shape["member"]["shape"])
+        for side in ("key", "value"):
+            if side in shape:
+                out[side] = {k: shape[side][k] for k in KEEP_MEMBER if k in shape[side]}
+                keep(shape[side]["shape"])
         if "members" in shape:
             out["members"] = {
                 m: {k: v[k] for k in KEEP_MEMBER if k in v} for m, v in sorted(shape["members"].items())

@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`identity`] | accounts, users, roles, policies, keys: the IAM and STS APIs |
 //! | [`cluster`] | one zone: placement on nodes, commands passed on |
 //! | [`node`] | one host: the `Hypervisor` seam, QEMU and the node role |
 //! | [`wire`] | AWS's Query/XML protocols: parsing, answers, types generated from the service models |
@@ -14,5 +15,6 @@
 
 pub mod cloud;
 pub mod cluster;
+pub mod identity;
 pub mod node;
 pub mod wire;

@@ -250,10 +250,21 @@ pub fn alone(
     region: &str,
     operator: Operator,
 ) -> Result<Handle, StartError> {
+    alone_with(dir, listen, KeyRing::new(keys), region, operator)
+}
+
+/// S3 without a cloud, to whom this ring knows now and later.
+pub fn alone_with(
+    dir: &Path,
+    listen: SocketAddr,
+    keys: KeyRing,
+    region: &str,
+    operator: Operator,
+) -> Result<Handle, StartError> {
     std::fs::create_dir_all(dir)
         .map_err(|e| StartError::Config { what: format!("the folder {} cannot be made: {e}", dir.display()) })?;
     let meta = Arc::new(RocksStore::open(dir.join("meta"), &rocks::Options::default())?);
-    let options = ServeOptions::new(listen, dir.join("objects"), meta, KeyRing::new(keys), master_key(dir)?);
+    let options = ServeOptions::new(listen, dir.join("objects"), meta, keys, master_key(dir)?);
     serve(ServeOptions { region: region.to_owned(), calendar: calendar()?, operator, ..options })
 }
 

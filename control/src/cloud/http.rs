@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,16 +19,18 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use karri_base::aws::verify::{AuthError, claimed_service};
+use karri_base::aws::verify::{AuthError, Verifier, claimed_service};
+use karri_base::clock::Clock;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use crate::wire::query::decode_form;
 use crate::wire::{Invalid, Tree, Xml};
 
-use super::api::{Call, ec2_action, sts_action};
 use super::error::{ApiError, ApiResult, Code};
-use super::{Cloud, stopped};
+use super::stopped;
+use crate::identity::authorize::Caller;
+use crate::wire::generated::{ec2, iam, sts};
 
 /// A form's size; user data is at most 16 KiB, a thousand tagged ids fit.
 const BODY_MAX: usize = 1 << 20;
@@ -58,8 +61,45 @@ const PROTOCOL: &[&str] = &[
     "X-Amz-Security-Token",
 ];
 
+/// A request that is signed, for the services behind the listener.
+pub struct Asked<'a> {
+    /// `ec2`, `iam`, `sts`, or whatever the signature's scope says.
+    pub service: &'a str,
+    /// The action's name.
+    pub action: &'a str,
+    /// Its parameters.
+    pub tree: &'a Tree,
+    /// Who asks.
+    pub caller: Caller,
+    /// For answers and logs.
+    pub request_id: &'a str,
+    /// The API version that the caller named.
+    pub version: Option<String>,
+}
+
+/// What is served by a listener.
+#[async_trait::async_trait]
+pub trait Api: Send + Sync + 'static {
+    /// Checks signatures.
+    fn verifier(&self) -> &Verifier;
+    /// Wall time.
+    fn clock(&self) -> &dyn Clock;
+    /// Of all answers.
+    fn region(&self) -> &str;
+    /// Counts an answer.
+    fn answered(&self, action: &str, code: &'static str, took: Duration);
+    /// Answers.
+    async fn act(&self, asked: Asked<'_>) -> ApiResult<String>;
+}
+
+/// The error of a service that is not behind the listener.
+pub fn not_here(service: &str) -> ApiError {
+    let service: String = service.chars().take(40).collect();
+    ApiError::new(Code::InvalidAction, format!("The service '{service}' is not served here"))
+}
+
 /// Accepts until `stop` turns true, then lets the requests under way finish.
-pub async fn serve(listener: TcpListener, cloud: Arc<Cloud>, mut stop: watch::Receiver<bool>) {
+pub async fn serve(listener: TcpListener, api: Arc<dyn Api>, mut stop: watch::Receiver<bool>) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -69,8 +109,8 @@ pub async fn serve(listener: TcpListener, cloud: Arc<Cloud>, mut stop: watch::Re
             () = stopped(&mut stop) => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => continue,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok((stream, peer)) => (stream, peer.ip()),
             Err(e) => {
                 // Out of descriptors, or the peer is gone already: the listener itself is fine.
                 tracing::debug!(error = %e, "a connection could not be accepted");
@@ -79,19 +119,19 @@ pub async fn serve(listener: TcpListener, cloud: Arc<Cloud>, mut stop: watch::Re
             }
         };
         let _ = stream.set_nodelay(true);
-        let (cloud, stop) = (cloud.clone(), stop.clone());
+        let (api, stop) = (api.clone(), stop.clone());
         connections.spawn(async move {
-            connection(stream, cloud, stop).await;
+            connection(stream, peer, api, stop).await;
             drop(slot);
         });
     }
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection(stream: tokio::net::TcpStream, cloud: Arc<Cloud>, mut stop: watch::Receiver<bool>) {
+async fn connection(stream: tokio::net::TcpStream, peer: IpAddr, api: Arc<dyn Api>, mut stop: watch::Receiver<bool>) {
     let service = service_fn(move |request| {
-        let cloud = cloud.clone();
-        async move { Ok::<_, Infallible>(answer(cloud, request).await) }
+        let api = api.clone();
+        async move { Ok::<_, Infallible>(answer(api, peer, request).await) }
     });
     let mut http1 = hyper::server::conn::http1::Builder::new();
     http1.timer(TokioTimer::new()).header_read_timeout(SENDING_MAX).max_buf_size(64 << 10);
@@ -123,7 +163,7 @@ fn request_id() -> String {
     )
 }
 
-async fn answer(cloud: Arc<Cloud>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(api: Arc<dyn Api>, peer: IpAddr, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let id = request_id();
     let began = Instant::now();
     let (parts, body) = request.into_parts();
@@ -131,10 +171,10 @@ async fn answer(cloud: Arc<Cloud>, request: Request<Incoming>) -> Response<Full<
     let outcome = match receive(&parts, body).await {
         Ok(body) => {
             let task = {
-                let (cloud, id) = (cloud.clone(), id.clone());
+                let (api, id) = (api.clone(), id.clone());
                 tokio::spawn(async move {
                     let mut about = about;
-                    let outcome = handle(&cloud, parts, body, &id, &mut about).await;
+                    let outcome = handle(&*api, peer, parts, body, &id, &mut about).await;
                     (outcome, about)
                 })
             };
@@ -158,7 +198,7 @@ async fn answer(cloud: Arc<Cloud>, request: Request<Incoming>) -> Response<Full<
         Err(e) => Err(e),
     };
     let code = outcome.as_ref().map_or_else(|e| e.code.name(), |_| "ok");
-    cloud.metrics.answered(&about.action, code, began.elapsed());
+    api.answered(&about.action, code, began.elapsed());
     tracing::debug!(request_id = %id, action = about.action, error = code, "answered");
     let (status, xml) = match outcome {
         Ok(xml) => (200, xml),
@@ -196,7 +236,14 @@ async fn receive(parts: &Parts, body: Incoming) -> ApiResult<Bytes> {
     }
 }
 
-async fn handle(cloud: &Cloud, parts: Parts, body: Bytes, id: &str, about: &mut About) -> ApiResult<String> {
+async fn handle(
+    api: &dyn Api,
+    peer: IpAddr,
+    parts: Parts,
+    body: Bytes,
+    id: &str,
+    about: &mut About,
+) -> ApiResult<String> {
     if parts.method != Method::GET && parts.method != Method::POST {
         return Err(ApiError::new(Code::UnsupportedProtocol, "Requests are GET or POST"));
     }
@@ -214,11 +261,15 @@ async fn handle(cloud: &Cloud, parts: Parts, body: Bytes, id: &str, about: &mut 
     let named = |name: &str| pairs.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone());
     let action = named("Action").unwrap_or_default();
     if about.service.is_empty() {
-        about.service =
-            if crate::wire::generated::sts::Action::from_name(&action).is_some() { "sts" } else { "ec2" }.into();
+        about.service = match action.as_str() {
+            action if sts::Action::from_name(action).is_some() => "sts",
+            action if iam::Action::from_name(action).is_some() => "iam",
+            _ => "ec2",
+        }
+        .into();
     }
-    let now = cloud.clock.now();
-    let verified = cloud.verifier.verify(&parts, &body, now).map_err(|e| denied(&about.service, &e))?;
+    let now = api.clock().now();
+    let verified = api.verifier().verify(&parts, &body, now).map_err(|e| denied(&about.service, &e))?;
     if !verified.service.is_empty() {
         about.service = verified.service.clone();
     }
@@ -236,31 +287,28 @@ async fn handle(cloud: &Cloud, parts: Parts, body: Bytes, id: &str, about: &mut 
         }
     }
     let tree = Tree::new(seen)?;
-    let call = Call { cloud, key: verified.key, request_id: id.to_owned(), version };
     if action.is_empty() {
         return Err(ApiError::new(Code::MissingAction, "The request must contain the parameter Action"));
     }
     // Only names from the models become metric labels.
-    let outcome = match about.service.as_str() {
-        "ec2" => {
-            about.action =
-                crate::wire::generated::ec2::Action::from_name(&action).map_or(String::new(), |_| action.clone());
-            ec2_action(&call, &action, &tree).await
-        }
-        "sts" => {
-            about.action =
-                crate::wire::generated::sts::Action::from_name(&action).map_or(String::new(), |_| action.clone());
-            sts_action(&call, &action, &tree).await
-        }
-        other => {
-            let other: String = other.chars().take(40).collect();
-            Err(ApiError::new(Code::InvalidAction, format!("The service '{other}' is not served here")))
-        }
+    let is_known = match about.service.as_str() {
+        "ec2" => ec2::Action::from_name(&action).is_some(),
+        "iam" => iam::Action::from_name(&action).is_some(),
+        "sts" => sts::Action::from_name(&action).is_some(),
+        _ => false,
     };
+    if is_known {
+        about.action.clone_from(&action);
+    }
+    let account = verified.key.account.clone();
+    let (key, identity, region) = (verified.key, verified.identity, api.region().to_owned());
+    let caller = Caller { key, identity, source: Some(peer), now, region };
+    let asked = Asked { service: &about.service, action: &action, tree: &tree, caller, request_id: id, version };
+    let outcome = api.act(asked).await;
     if let Err(e) = &outcome {
         let status = e.code.status();
         if status >= 500 {
-            tracing::warn!(request_id = id, account = %call.key.account, action, error = %e, "a request failed");
+            tracing::warn!(request_id = id, account = %account, action, error = %e, "a request failed");
         }
     }
     outcome
@@ -280,6 +328,7 @@ fn denied(service: &str, e: &AuthError) -> ApiError {
         "MissingAuthenticationToken" => Code::MissingAuthenticationToken,
         "IncompleteSignature" => Code::IncompleteSignature,
         "InvalidClientTokenId" => Code::InvalidClientTokenId,
+        "ExpiredToken" => Code::ExpiredToken,
         "RequestExpired" => Code::RequestExpired,
         _ => Code::SignatureDoesNotMatch,
     };
@@ -300,8 +349,8 @@ fn error_xml(service: &str, e: &ApiError, id: &str) -> String {
         });
     }
     let whose = if e.code.status() >= 500 { "Receiver" } else { "Sender" };
-    let namespace = format!("https://{service}.amazonaws.com/doc/2011-06-15/");
-    Xml::document("ErrorResponse", Some(&namespace), |w| {
+    let namespace = if service == "iam" { iam::NAMESPACE } else { sts::NAMESPACE };
+    Xml::document("ErrorResponse", Some(namespace), |w| {
         w.element("Error", |w| {
             w.element("Type", |w| w.text(whose));
             w.element("Code", |w| w.text(e.code.name()));

@@ -12,9 +12,8 @@ use karri_base::role::Running as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
-use super::identity::IdentityService;
-use super::records::AccessKey;
 use super::tests::World;
+use crate::identity::told::IdentityService;
 
 async fn world() -> World {
     World::at(Arc::new(SystemClock), "127.0.0.1:0".parse().unwrap()).await
@@ -49,19 +48,29 @@ async fn output(mut command: Command) -> Option<(bool, String)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn boto3_parses_every_answer() {
+    boto3("boto3_parses_every_answer", "ec2_boto3.py", 6).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn boto3_makes_identities_and_ec2_obeys() {
+    boto3("boto3_makes_identities_and_ec2_obeys", "iam_boto3.py", 3).await;
+}
+
+/// Runs a script of `tests/clients` with so many tests.
+async fn boto3(test: &str, script: &str, tests: usize) {
     let w = world().await;
     let addr = w.role.api_addr();
     let mut probe = client("python3", addr);
     probe.args(["-c", "import boto3"]);
     if !output(probe).await.is_some_and(|(found, _)| found) {
-        println!("SKIPPED boto3_parses_every_answer: python3 with boto3 is not installed");
+        println!("SKIPPED {test}: python3 with boto3 is not installed");
         return;
     }
-    let mut script = client("python3", addr);
-    script.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/ec2_boto3.py"));
-    let (ok, text) = output(script).await.unwrap();
+    let mut run = client("python3", addr);
+    run.arg(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(script));
+    let (ok, text) = output(run).await.unwrap();
     assert!(ok, "{text}");
-    assert_eq!(text.matches("ok test_").count(), 6, "{text}");
+    assert_eq!(text.matches("ok test_").count(), tests, "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -137,16 +146,16 @@ async fn shutdown_ends_idle_connections_and_the_key_stream() {
     let w = world().await;
     let cloud = w.role.cloud().clone();
     let stop = tokio::sync::watch::Sender::new(false);
-    let service = IdentityService::new(cloud.store.clone(), stop.subscribe());
+    let service = IdentityService::new(cloud.directory.clone(), stop.subscribe());
     let mut keys = service.watch_keys(tonic::Request::new(proto::WatchKeysRequest {})).await.unwrap().into_inner();
     let first = keys.next().await.unwrap().unwrap();
     let arns: Vec<&str> = first.keys.iter().map(|k| k.arn.as_str()).collect();
     assert_eq!(arns, ["arn:aws:iam::123456789012:user/admin", "arn:aws:iam::123456789012:role/karri-system"]);
-    let off = AccessKey { active: false, ..AccessKey::clone(&cloud.store.list::<AccessKey>()[0]) };
     cloud
-        .store
-        .change::<_, super::store::StoreError>(|txn| {
-            txn.put(off.clone());
+        .directory
+        .change::<_, crate::identity::state::StateError>(|state| {
+            let key = state.keys.get_mut("AKIAADMINADMINADMIN1").unwrap();
+            std::sync::Arc::make_mut(key).active = false;
             Ok(())
         })
         .await

@@ -1,25 +1,17 @@
-//! Accounts and access keys: imported from the credentials file at the first start, kept as records, told to the roles
-//! that check signatures themselves (`Identity.WatchKeys`).
+//! The account and keys that a cloud starts with: from the credentials file, and those that an earlier version kept in
+//! plain text. From there on `crate::identity` has them.
 
 use std::path::Path;
-use std::pin::Pin;
 
-use futures_util::Stream;
-use karri_base::aws::keys::{Key, KeyRing};
 use karri_base::config::Credentials;
-use karri_base::proto;
-use karri_base::proto::identity_server::Identity;
-use tokio::sync::watch;
-use tonic::{Request, Response, Status};
 
+use super::StartError;
 use super::records::AccessKey;
 use super::store::{Store, StoreError};
-use super::{StartError, stopped};
+use crate::identity::{Directory, SYSTEM, Seed};
 
 /// The account's first user.
-pub const ADMIN: &str = "user/admin";
-/// What roles sign as among themselves.
-pub const SYSTEM: &str = "role/karri-system";
+pub const ADMIN: &str = "admin";
 
 /// Reads a credentials file.
 ///
@@ -33,111 +25,43 @@ pub fn read_credentials(path: &Path) -> Result<Credentials, StartError> {
     parsed.map_err(|e| bad(e.message().to_owned()))
 }
 
-/// Records the file's two keys; the file's word counts where they differ. Keys that it named before no longer count.
-pub async fn import(store: &Store, credentials: &Credentials) -> Result<(), StoreError> {
-    let account = &credentials.account_id;
-    let record = |key: &karri_base::config::AccessKey, who: &str| AccessKey {
+/// Takes in the file's two keys, whose word counts where a kept one differs (keys that it named before no longer count),
+/// and the keys that version 1 kept in plain
+/// text, which are then removed.
+///
+/// # Errors
+/// The stores'.
+pub async fn import(store: &Store, directory: &Directory, credentials: &Credentials) -> Result<(), StartError> {
+    let old = store.list::<AccessKey>();
+    let old_seed = |key: &std::sync::Arc<AccessKey>| Seed {
+        account: key.account.clone(),
+        name: key.arn.rsplit(['/', ':']).next().unwrap_or(ADMIN).to_owned(),
+        email: String::new(),
+        access_key_id: key.access_key_id.clone(),
+        secret: key.secret.clone(),
+        administrator: true,
+    };
+    let seed = |key: &karri_base::config::AccessKey, name: &str| Seed {
+        account: credentials.account_id.clone(),
+        name: name.to_owned(),
+        email: String::new(),
         access_key_id: key.access_key_id.clone(),
         secret: key.secret_access_key.clone(),
-        account: account.clone(),
-        arn: format!("arn:aws:iam::{account}:{who}"),
-        active: true,
+        administrator: true,
     };
-    let wanted = [record(&credentials.admin, ADMIN), record(&credentials.system, SYSTEM)];
-    store
-        .change(|txn| {
-            for key in &wanted {
-                let has = txn.get::<AccessKey>(&key.access_key_id);
-                if has.is_none_or(|h| h.secret != key.secret || h.arn != key.arn || h.account != key.account) {
-                    txn.put(key.clone());
-                }
-            }
-            for old in txn.list::<AccessKey>() {
-                let replaced = wanted.iter().any(|k| k.arn == old.arn && k.access_key_id != old.access_key_id);
-                if replaced && old.active {
-                    txn.put(AccessKey { active: false, ..(*old).clone() });
-                }
-            }
+    // What the file named before under another id no longer counts.
+    let (admin, system) = (seed(&credentials.admin, ADMIN), seed(&credentials.system, SYSTEM));
+    let of_file = |s: &Seed| s.account == credentials.account_id && (s.name == ADMIN || s.name == SYSTEM);
+    let old_seeds: Vec<Seed> = old.iter().filter(|k| k.active).map(old_seed).filter(|s| !of_file(s)).collect();
+    directory.take_over(&old_seeds).await?;
+    directory.seed(&[admin, system]).await?;
+    if !old.is_empty() {
+        let forget = |txn: &mut super::store::Txn<'_>| -> Result<(), StoreError> {
+            old.iter().for_each(|key| txn.del::<AccessKey>(&key.access_key_id));
             Ok(())
-        })
-        .await
-}
-
-/// The active keys.
-pub fn keys(store: &Store) -> Vec<Key> {
-    let active = store.list::<AccessKey>().into_iter().filter(|k| k.active);
-    let key = |k: std::sync::Arc<AccessKey>| Key {
-        access_key_id: k.access_key_id.clone(),
-        secret: k.secret.clone(),
-        account: k.account.clone(),
-        arn: k.arn.clone(),
-    };
-    active.map(key).collect()
-}
-
-/// Refills the ring from the records.
-pub fn refill(store: &Store, ring: &KeyRing) {
-    ring.replace(keys(store));
-}
-
-fn snapshot(store: &Store) -> proto::Keys {
-    let key = |k: Key| proto::Key {
-        access_key_id: k.access_key_id,
-        secret_access_key: k.secret,
-        account_id: k.account.to_string(),
-        arn: k.arn,
-        active: true,
-        principal_id: String::new(),
-    };
-    proto::Keys { keys: keys(store).into_iter().map(key).collect(), ..Default::default() }
-}
-
-/// The gRPC service.
-pub struct IdentityService {
-    store: Store,
-    stop: watch::Receiver<bool>,
-}
-
-impl IdentityService {
-    /// Over these records, until `stop` turns true.
-    pub fn new(store: Store, stop: watch::Receiver<bool>) -> Self {
-        Self { store, stop }
+        };
+        store.change(forget).await?;
+        tracing::info!(keys = old.len(), "access keys of an earlier version are sealed now");
     }
-}
-
-struct Watching {
-    store: Store,
-    changes: watch::Receiver<u64>,
-    stop: watch::Receiver<bool>,
-    told: Option<proto::Keys>,
-}
-
-impl Watching {
-    /// The next snapshot that differs from the last one told; none when the role stops.
-    async fn next(&mut self) -> Option<proto::Keys> {
-        loop {
-            let now = snapshot(&self.store);
-            if self.told.as_ref() != Some(&now) {
-                self.told = Some(now.clone());
-                return Some(now);
-            }
-            tokio::select! {
-                changed = self.changes.changed() => changed.ok()?,
-                () = stopped(&mut self.stop) => return None,
-            }
-        }
-    }
-}
-
-#[tonic::async_trait]
-impl Identity for IdentityService {
-    type WatchKeysStream = Pin<Box<dyn Stream<Item = Result<proto::Keys, Status>> + Send>>;
-
-    async fn watch_keys(&self, _: Request<proto::WatchKeysRequest>) -> Result<Response<Self::WatchKeysStream>, Status> {
-        let mut changes = self.store.changes();
-        changes.mark_unchanged();
-        let watching = Watching { store: self.store.clone(), changes, stop: self.stop.clone(), told: None };
-        let stream = futures_util::stream::unfold(watching, |mut w| async move { w.next().await.map(|k| (Ok(k), w)) });
-        Ok(Response::new(Box::pin(stream)))
-    }
+    Ok(())
 }

@@ -1,11 +1,11 @@
-//! The cloud role: the EC2 and STS APIs, identity, and the flows behind them.
+//! The cloud role: the EC2, IAM and STS APIs, and the flows behind them.
 //!
 //! ```text
 //!  aws cli --HTTP--> http -> api -> store (records, desired state) <--+
 //!                                     | kick                          | commits each step
 //!                                     v                               |
 //!                                   flow --gRPC--> cluster, storage --+
-//!  walrus --gRPC--> identity        watch --gRPC--> reports: begins flows where they differ
+//!  walrus --gRPC--> crate::identity watch --gRPC--> reports: begins flows where they differ
 //! ```
 //!
 //! | module | holds |
@@ -16,7 +16,7 @@
 //! | [`flow`] | steps with undo, resumable |
 //! | [`watch`] | the reconciler |
 //! | [`peers`], [`objects`] | whom it calls |
-//! | [`identity`] | accounts and keys |
+//! | [`identity`] | the accounts and keys that it starts with; identities themselves are `crate::identity` |
 //!
 //! Promises: what was acknowledged survives kill -9; a restart goes on where each flow stood. Leaves placement to the
 //! cluster, VMs to nodes and data to storage and Walrus.
@@ -42,7 +42,7 @@ mod http_tests;
 #[cfg(test)]
 mod tenant_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 #[cfg(test)]
 mod watch_tests;
 #[cfg(test)]
@@ -54,7 +54,6 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use karri_base::aws::keys::KeyRing;
 use karri_base::aws::verify::Verifier;
 use karri_base::clock::{Clock, SystemClock};
 use karri_base::config::{Config, Credentials};
@@ -65,6 +64,9 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use crate::identity::Directory;
+use crate::identity::state::StateError;
+use crate::identity::told::IdentityService;
 use flow::Flows;
 use metrics::Metrics;
 use peers::{Absent, Cluster, GrpcCluster, GrpcStorage, Objects, Storage};
@@ -89,6 +91,17 @@ pub enum StartError {
     /// The records cannot be read.
     #[error("the cloud's records cannot be read")]
     Store(#[from] StoreError),
+    /// Identities cannot be read.
+    #[error("the records of identities cannot be read")]
+    Identities(#[from] StateError),
+    /// The key that seals secrets cannot be read or made.
+    #[error("identity key {}: {why}; it must have 32 bytes, and without it the secrets kept cannot be opened", path.display())]
+    IdentityKey {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
     /// The listener is taken.
     #[error("cannot listen on {addr} ([cloud] api): is another karri running there?")]
     Listen {
@@ -110,6 +123,8 @@ pub struct Cloud {
     pub zone: String,
     /// Records.
     pub store: Store,
+    /// Accounts, users, roles, policies, keys.
+    pub directory: Arc<Directory>,
     /// The work on them.
     pub flows: Flows,
     /// The zone.
@@ -138,6 +153,8 @@ pub struct Parts {
     pub zone: String,
     /// Account and keys.
     pub credentials: Credentials,
+    /// What seals secrets and sessions.
+    pub identity_key: [u8; 32],
     /// The store of records.
     pub meta: Arc<dyn MetaStore>,
     /// The zone.
@@ -199,6 +216,8 @@ pub async fn start(
         region: config.role.region.clone(),
         zone: config.role.zone.clone(),
         credentials,
+        identity_key: crate::identity::secrets::key_file(&config.role.state.join("identity.key"))
+            .map_err(|(path, why)| StartError::IdentityKey { path, why })?,
         meta,
         cluster,
         storage,
@@ -219,10 +238,11 @@ impl CloudRole {
         let listener = TcpListener::bind(api).await;
         let listener = listener.map_err(|source| StartError::Listen { addr: api, source })?;
         let addr = listener.local_addr().map_err(|source| StartError::Listen { addr: api, source })?;
+        let meta = parts.meta.clone();
         let store = Store::open(parts.meta).await?;
-        identity::import(&store, &parts.credentials).await?;
-        let ring = KeyRing::default();
-        identity::refill(&store, &ring);
+        let directory = Directory::open(meta, parts.identity_key, parts.clock.clone()).await?;
+        identity::import(&store, &directory, &parts.credentials).await?;
+        let ring = directory.ring().clone();
         let flows = Flows::new(
             store.clone(),
             parts.cluster.clone(),
@@ -239,9 +259,10 @@ impl CloudRole {
             objects: parts.objects,
             clock: parts.clock,
             watch: Watch::default(),
-            verifier: Verifier::new(ring.clone()),
+            verifier: Verifier::new(ring),
             metrics: Metrics::new(registry),
             next_address: AtomicU32::new(0),
+            directory: Arc::new(directory),
             store,
         });
         let stop = tokio::sync::watch::Sender::new(false);
@@ -275,7 +296,7 @@ impl CloudRole {
 #[tonic::async_trait]
 impl Running for CloudRole {
     fn routes(&self) -> tonic::service::Routes {
-        let service = identity::IdentityService::new(self.cloud.store.clone(), self.stop.subscribe());
+        let service = IdentityService::new(self.cloud.directory.clone(), self.stop.subscribe());
         tonic::service::Routes::new(IdentityServer::new(service))
     }
 

@@ -47,7 +47,7 @@ impl Reason {
     }
 }
 
-/// An access key. Its secret is in plain text, as everything in the metadata store (mode 0700).
+/// An access key as version 1 kept it, in plain text; taken over by `crate::identity` at the next start.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct AccessKey {
     /// `AKIA...`.

@@ -198,6 +198,7 @@ async fn boot(
         region: "us-east-1".into(),
         zone: "us-east-1a".into(),
         credentials: credentials(),
+        identity_key: [7; 32],
         meta: meta.clone(),
         cluster: cluster.clone(),
         storage: Arc::new(storage.clone()),

@@ -107,6 +107,33 @@ impl Tree {
         node.value.as_deref()
     }
 
+    /// A value by its whole name, without counting as read.
+    pub fn at(&self, name: &str) -> Option<&str> {
+        let mut node = self;
+        for part in name.split('.') {
+            node = node.children.get(part)?;
+        }
+        node.value.as_deref()
+    }
+
+    /// The values of `name`, `name.1`, `name.member.1`, ..., without counting as read.
+    pub fn peek(&self, name: &str) -> Vec<&str> {
+        let Some(node) = self.children.get(name) else { return Vec::new() };
+        let lists = [Some(node), node.children.get("member")];
+        let numbered = lists.into_iter().flatten().flat_map(|n| n.children.values());
+        node.value.as_deref().into_iter().chain(numbered.filter_map(|n| n.value.as_deref())).collect()
+    }
+
+    /// All names with their values, without counting as read.
+    pub fn flat(&self) -> Vec<(String, &str)> {
+        let mut out = Vec::new();
+        for (name, child) in &self.children {
+            out.extend(child.value.as_deref().map(|value| (name.clone(), value)));
+            out.extend(child.flat().into_iter().map(|(rest, value)| (format!("{name}.{rest}"), value)));
+        }
+        out
+    }
+
     /// The tree as a request's parameters.
     pub fn query(&self) -> Query<'_> {
         Query { node: self, name: String::new() }
@@ -169,6 +196,23 @@ impl<'a> Query<'a> {
         }
         numbered.sort_by_key(|(n, _)| *n);
         numbered.iter().map(|(_, q)| T::from_query(q)).collect()
+    }
+
+    /// `Name.member.1`, `Name.member.2`, ...: as the `query` protocol has lists.
+    pub(crate) fn members<T: FromQuery>(&self, name: &str) -> Result<Vec<T>, Invalid> {
+        let Some(list) = self.child(name) else { return Ok(Vec::new()) };
+        // An empty list is sent as the bare name.
+        if list.node.value.is_some() && list.node.children.is_empty() {
+            list.node.read.store(true, Ordering::Relaxed);
+            return Ok(Vec::new());
+        }
+        list.list("member")
+    }
+
+    /// Such a list that must have a member.
+    pub(crate) fn members_req<T: FromQuery>(&self, name: &str) -> Result<Vec<T>, Invalid> {
+        let list = self.members(name)?;
+        if list.is_empty() { Err(Invalid::Missing(self.full(name))) } else { Ok(list) }
     }
 
     /// A list that must have a member.

@@ -65,6 +65,19 @@ impl Xml {
         }
     }
 
+    /// A map as entries, unless it is absent.
+    pub(crate) fn map<V: ToXml>(&mut self, name: &str, values: &Option<std::collections::BTreeMap<String, V>>) {
+        let Some(values) = values else { return };
+        self.element(name, |w| {
+            for (key, value) in values {
+                w.element("entry", |w| {
+                    w.element("key", |w| w.text(key));
+                    w.element("value", |w| value.to_xml(w));
+                });
+            }
+        });
+    }
+
     /// Text, escaped; what XML 1.0 cannot carry becomes U+FFFD.
     pub fn text(&mut self, text: &str) {
         for c in text.chars() {

@@ -13,24 +13,28 @@ pub mod key_pairs;
 pub mod page;
 pub mod regions;
 pub mod run_instances;
-pub mod sts;
 pub mod tags;
 pub mod volumes;
 
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use karri_base::aws::keys::Key;
+use karri_base::aws::verify::Verifier;
+use karri_base::clock::Clock;
 use karri_base::id::{AccountId, InstanceId, VolumeId};
 use sha2::{Digest, Sha256};
 
-use crate::wire::generated::{ec2, sts as sts_wire};
+use crate::wire::generated::ec2;
 use crate::wire::{Invalid, Operation, ToXml, Tree, Xml};
 
 use super::Cloud;
 use super::error::{ApiError, ApiResult, Code};
+use super::http::{Api, Asked};
 use super::records::{Instance, Tags, Token, Volume};
 use super::store::Txn;
+use crate::identity::authorize::{ec2_resources, parameters_context};
 
 /// A signed request being answered.
 pub struct Call<'a> {
@@ -155,14 +159,32 @@ pub async fn ec2_action(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<S
     })
 }
 
-/// Answers an STS action.
-pub async fn sts_action(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<String> {
-    let Some(action) = sts_wire::Action::from_name(name) else { return Err(not_served(name, sts_wire::UNSERVED)) };
-    match action {
-        sts_wire::Action::GetCallerIdentity => {
-            let (request, op) = parse(tree)?;
-            Ok(op.answer_query(call, &sts::caller_identity(call, request), sts_wire::NAMESPACE))
+#[async_trait::async_trait]
+impl Api for Cloud {
+    fn verifier(&self) -> &Verifier {
+        &self.verifier
+    }
+    fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+    fn region(&self) -> &str {
+        &self.region
+    }
+    fn answered(&self, action: &str, code: &'static str, took: Duration) {
+        self.metrics.answered(action, code, took);
+    }
+    async fn act(&self, asked: Asked<'_>) -> ApiResult<String> {
+        let Asked { service, action, tree, caller, request_id, version } = asked;
+        if service != "ec2" {
+            return crate::identity::alone::act(&self.directory, service, action, tree, &caller, request_id).await;
         }
+        let resources = ec2_resources(action, tree, &self.region, caller.account());
+        let mut context = caller.context();
+        context.text("ec2:Region", self.region.as_str());
+        parameters_context(&mut context, tree);
+        caller.may(&format!("ec2:{action}"), &resources, &context)?;
+        let call = Call { cloud: self, key: caller.key, request_id: request_id.to_owned(), version };
+        ec2_action(&call, action, tree).await
     }
 }
 
@@ -197,17 +219,6 @@ impl<R: Operation> Op<R> {
         Xml::document(&format!("{}Response", R::NAME), Some(&namespace), |w| {
             w.element("requestId", |w| w.text(&call.request_id));
             output.to_xml(w);
-        })
-    }
-
-    /// The answer in the `query` protocol.
-    fn answer_query(self, call: &Call<'_>, output: &R::Output, namespace: &str) -> String {
-        Xml::document(&format!("{}Response", R::NAME), Some(namespace), |w| {
-            match R::RESULT_WRAPPER {
-                Some(wrapper) => w.element(wrapper, |w| output.to_xml(w)),
-                None => output.to_xml(w),
-            }
-            w.element("ResponseMetadata", |w| w.element("RequestId", |w| w.text(&call.request_id)));
         })
     }
 }

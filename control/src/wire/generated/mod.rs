@@ -2,4 +2,5 @@
 //! One module per AWS service.
 
 pub mod ec2;
+pub mod iam;
 pub mod sts;

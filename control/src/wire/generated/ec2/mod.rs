@@ -7,6 +7,8 @@
 use crate::wire::{Blob, Done, FromQuery, Invalid, Operation, Query, Timestamp, ToXml, Xml, wire_enum};
 #[allow(unused_imports)]
 use serde::{Deserialize, Serialize};
+#[allow(unused_imports)]
+use std::collections::BTreeMap;
 
 mod types_1;
 pub use types_1::*;

@@ -7,6 +7,8 @@
 use crate::wire::{Blob, Done, FromQuery, Invalid, Operation, Query, Timestamp, ToXml, Xml, wire_enum};
 #[allow(unused_imports)]
 use serde::{Deserialize, Serialize};
+#[allow(unused_imports)]
+use std::collections::BTreeMap;
 
 mod types_1;
 pub use types_1::*;
@@ -17,26 +19,54 @@ pub const NAMESPACE: &str = "https://sts.amazonaws.com/doc/2011-06-15/";
 /// What is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
+    AssumeRole,
+    GetAccessKeyInfo,
     GetCallerIdentity,
+    GetFederationToken,
+    GetSessionToken,
 }
 
 impl Action {
     pub fn from_name(name: &str) -> Option<Self> {
         Some(match name {
+            "AssumeRole" => Self::AssumeRole,
+            "GetAccessKeyInfo" => Self::GetAccessKeyInfo,
             "GetCallerIdentity" => Self::GetCallerIdentity,
+            "GetFederationToken" => Self::GetFederationToken,
+            "GetSessionToken" => Self::GetSessionToken,
             _ => return None,
         })
     }
 }
 
+impl Operation for AssumeRoleRequest {
+    type Output = AssumeRoleResponse;
+    const NAME: &str = "AssumeRole";
+    const RESULT_WRAPPER: Option<&str> = Some("AssumeRoleResult");
+}
+impl Operation for GetAccessKeyInfoRequest {
+    type Output = GetAccessKeyInfoResponse;
+    const NAME: &str = "GetAccessKeyInfo";
+    const RESULT_WRAPPER: Option<&str> = Some("GetAccessKeyInfoResult");
+}
 impl Operation for GetCallerIdentityRequest {
     type Output = GetCallerIdentityResponse;
     const NAME: &str = "GetCallerIdentity";
     const RESULT_WRAPPER: Option<&str> = Some("GetCallerIdentityResult");
 }
+impl Operation for GetFederationTokenRequest {
+    type Output = GetFederationTokenResponse;
+    const NAME: &str = "GetFederationToken";
+    const RESULT_WRAPPER: Option<&str> = Some("GetFederationTokenResult");
+}
+impl Operation for GetSessionTokenRequest {
+    type Output = GetSessionTokenResponse;
+    const NAME: &str = "GetSessionToken";
+    const RESULT_WRAPPER: Option<&str> = Some("GetSessionTokenResult");
+}
 
 /// AWS's other actions, sorted.
 pub const UNSERVED: &[&str] = &[
-    "AssumeRole", "AssumeRoleWithSAML", "AssumeRoleWithWebIdentity", "AssumeRoot", "DecodeAuthorizationMessage",
-    "GetAccessKeyInfo", "GetDelegatedAccessToken", "GetFederationToken", "GetSessionToken", "GetWebIdentityToken",
+    "AssumeRoleWithSAML", "AssumeRoleWithWebIdentity", "AssumeRoot", "DecodeAuthorizationMessage",
+    "GetDelegatedAccessToken", "GetWebIdentityToken",
 ];

@@ -2,6 +2,124 @@
 use super::*;
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AssumeRoleRequest {
+    pub duration_seconds: Option<i32>,
+    pub external_id: Option<String>,
+    pub minimum_session_token_size: Option<i32>,
+    pub policy: Option<String>,
+    pub policy_arns: Vec<PolicyDescriptorType>,
+    pub provided_contexts: Vec<ProvidedContext>,
+    pub role_arn: String,
+    pub role_session_name: String,
+    pub serial_number: Option<String>,
+    pub source_identity: Option<String>,
+    pub tags: Vec<Tag>,
+    pub token_code: Option<String>,
+    pub transitive_tag_keys: Vec<String>,
+}
+impl FromQuery for AssumeRoleRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            duration_seconds: q.opt("DurationSeconds")?,
+            external_id: q.opt("ExternalId")?,
+            minimum_session_token_size: q.opt("MinimumSessionTokenSize")?,
+            policy: q.opt("Policy")?,
+            policy_arns: q.members("PolicyArns")?,
+            provided_contexts: q.members("ProvidedContexts")?,
+            role_arn: q.req("RoleArn")?,
+            role_session_name: q.req("RoleSessionName")?,
+            serial_number: q.opt("SerialNumber")?,
+            source_identity: q.opt("SourceIdentity")?,
+            tags: q.members("Tags")?,
+            token_code: q.opt("TokenCode")?,
+            transitive_tag_keys: q.members("TransitiveTagKeys")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AssumeRoleResponse {
+    pub assumed_role_user: Option<AssumedRoleUser>,
+    pub credentials: Option<Credentials>,
+    pub packed_policy_size: Option<i32>,
+    pub session_token_size: Option<i32>,
+    pub session_token_utilization: Option<i32>,
+    pub source_identity: Option<String>,
+}
+impl ToXml for AssumeRoleResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("AssumedRoleUser", &self.assumed_role_user);
+        w.opt("Credentials", &self.credentials);
+        w.opt("PackedPolicySize", &self.packed_policy_size);
+        w.opt("SessionTokenSize", &self.session_token_size);
+        w.opt("SessionTokenUtilization", &self.session_token_utilization);
+        w.opt("SourceIdentity", &self.source_identity);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AssumedRoleUser {
+    pub arn: Option<String>,
+    pub assumed_role_id: Option<String>,
+}
+impl ToXml for AssumedRoleUser {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("Arn", &self.arn);
+        w.opt("AssumedRoleId", &self.assumed_role_id);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Credentials {
+    pub access_key_id: Option<String>,
+    pub expiration: Option<Timestamp>,
+    pub secret_access_key: Option<String>,
+    pub session_token: Option<String>,
+}
+impl ToXml for Credentials {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("AccessKeyId", &self.access_key_id);
+        w.opt("Expiration", &self.expiration);
+        w.opt("SecretAccessKey", &self.secret_access_key);
+        w.opt("SessionToken", &self.session_token);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct FederatedUser {
+    pub arn: Option<String>,
+    pub federated_user_id: Option<String>,
+}
+impl ToXml for FederatedUser {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("Arn", &self.arn);
+        w.opt("FederatedUserId", &self.federated_user_id);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetAccessKeyInfoRequest {
+    pub access_key_id: String,
+}
+impl FromQuery for GetAccessKeyInfoRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            access_key_id: q.req("AccessKeyId")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetAccessKeyInfoResponse {
+    pub account: Option<String>,
+}
+impl ToXml for GetAccessKeyInfoResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("Account", &self.account);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GetCallerIdentityRequest {
 }
 impl FromQuery for GetCallerIdentityRequest {
@@ -22,5 +140,117 @@ impl ToXml for GetCallerIdentityResponse {
         w.opt("Account", &self.account);
         w.opt("Arn", &self.arn);
         w.opt("UserId", &self.user_id);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetFederationTokenRequest {
+    pub duration_seconds: Option<i32>,
+    pub minimum_session_token_size: Option<i32>,
+    pub name: String,
+    pub policy: Option<String>,
+    pub policy_arns: Vec<PolicyDescriptorType>,
+    pub tags: Vec<Tag>,
+}
+impl FromQuery for GetFederationTokenRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            duration_seconds: q.opt("DurationSeconds")?,
+            minimum_session_token_size: q.opt("MinimumSessionTokenSize")?,
+            name: q.req("Name")?,
+            policy: q.opt("Policy")?,
+            policy_arns: q.members("PolicyArns")?,
+            tags: q.members("Tags")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetFederationTokenResponse {
+    pub credentials: Option<Credentials>,
+    pub federated_user: Option<FederatedUser>,
+    pub packed_policy_size: Option<i32>,
+    pub session_token_size: Option<i32>,
+    pub session_token_utilization: Option<i32>,
+}
+impl ToXml for GetFederationTokenResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("Credentials", &self.credentials);
+        w.opt("FederatedUser", &self.federated_user);
+        w.opt("PackedPolicySize", &self.packed_policy_size);
+        w.opt("SessionTokenSize", &self.session_token_size);
+        w.opt("SessionTokenUtilization", &self.session_token_utilization);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetSessionTokenRequest {
+    pub duration_seconds: Option<i32>,
+    pub minimum_session_token_size: Option<i32>,
+    pub serial_number: Option<String>,
+    pub token_code: Option<String>,
+}
+impl FromQuery for GetSessionTokenRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            duration_seconds: q.opt("DurationSeconds")?,
+            minimum_session_token_size: q.opt("MinimumSessionTokenSize")?,
+            serial_number: q.opt("SerialNumber")?,
+            token_code: q.opt("TokenCode")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetSessionTokenResponse {
+    pub credentials: Option<Credentials>,
+    pub session_token_size: Option<i32>,
+    pub session_token_utilization: Option<i32>,
+}
+impl ToXml for GetSessionTokenResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("Credentials", &self.credentials);
+        w.opt("SessionTokenSize", &self.session_token_size);
+        w.opt("SessionTokenUtilization", &self.session_token_utilization);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PolicyDescriptorType {
+    pub arn: Option<String>,
+}
+impl FromQuery for PolicyDescriptorType {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            arn: q.opt("arn")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProvidedContext {
+    pub context_assertion: Option<String>,
+    pub provider_arn: Option<String>,
+}
+impl FromQuery for ProvidedContext {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            context_assertion: q.opt("ContextAssertion")?,
+            provider_arn: q.opt("ProviderArn")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tag {
+    pub key: String,
+    pub value: String,
+}
+impl FromQuery for Tag {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            key: q.req("Key")?,
+            value: q.req("Value")?,
+        })
     }
 }

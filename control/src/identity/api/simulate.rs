@@ -1,0 +1,216 @@
+//! The policy simulator: the evaluator asked with policies and condition keys that the caller supplies.
+
+use std::sync::Arc;
+
+use karri_base::aws::policy::{Context, Decision, Identity, Principal, Request, Target, decide};
+
+use super::*;
+
+/// Whose keys follow from who asks.
+const OF_PRINCIPAL: &[&str] = &[
+    "aws:principalarn",
+    "aws:principalaccount",
+    "aws:principaltype",
+    "aws:userid",
+    "aws:username",
+    "aws:resourceaccount",
+    "aws:principalisawsservice",
+    "aws:principalservicename",
+];
+
+fn parse_all(texts: &[String]) -> ApiResult<Vec<Arc<Policy>>> {
+    let parse = |text: &String| checked_document(text, Use::Simulated).map(Arc::new);
+    texts.iter().map(parse).collect::<ApiResult<_>>().map_err(|e| ApiError { code: Code::InvalidInput, ..e })
+}
+
+/// What both forms ask.
+struct Asked<'r> {
+    identity: Identity,
+    actions: &'r [String],
+    resources: &'r [String],
+    entries: &'r [iam::ContextEntry],
+    resource_policy: Option<&'r String>,
+    owner: Option<&'r String>,
+    marker: Option<&'r String>,
+    max: Option<i32>,
+}
+
+fn simulate(asked: &Asked<'_>) -> ApiResult<iam::SimulatePolicyResponse> {
+    let mut context = Context::default();
+    for entry in asked.entries {
+        let key = entry.context_key_name.as_deref().ok_or_else(|| invalid("ContextKeyName is missing"))?;
+        context.texts(key, entry.context_key_values.iter().cloned());
+    }
+    let parse = |text: &String| checked_document(text, Use::Bucket);
+    let policy = asked.resource_policy.map(parse).transpose()?;
+    let owner = match asked.owner {
+        None => None,
+        Some(text) => {
+            let number = text.parse::<Arn>().map_or_else(|_| text.clone(), |arn| arn.account);
+            Some(number.parse::<AccountId>().map_err(|_| invalid("ResourceOwner is no account's ARN"))?)
+        }
+    };
+    let Identity { policies, boundary, .. } = &asked.identity;
+    let documents = policies.iter().chain(boundary).map(|p| &**p).chain(&policy);
+    let mut missing: Vec<String> = documents.flat_map(Policy::keys).collect();
+    missing.retain(|key| {
+        !OF_PRINCIPAL.contains(&key.as_str()) && !key.starts_with("aws:principaltag/") && context.get(key).is_none()
+    });
+    missing.sort_unstable();
+    missing.dedup();
+    let everything = ["*".to_owned()];
+    let resources = if asked.resources.is_empty() { &everything[..] } else { asked.resources };
+    let target = Target { owner: owner.as_ref(), policy: policy.as_ref(), ..Target::default() };
+    let mut results = Vec::new();
+    for action in asked.actions {
+        if !action.contains(':') || action.contains('*') {
+            return Err(ApiError::new(Code::InvalidInput, format!("Invalid Action: {action}")));
+        }
+        for resource in resources {
+            let decision = decide(&asked.identity, &target, &Request { action, resource, context: &context });
+            use iam::PolicyEvaluationDecisionType as Says;
+            let says = match decision {
+                Decision::Allowed => Says::Allowed,
+                Decision::ExplicitDeny(_) => Says::ExplicitDeny,
+                Decision::ImplicitDeny(_) => Says::ImplicitDeny,
+            };
+            let by_boundary = boundary.as_ref().map(|boundary| {
+                let alone = Identity::new(asked.identity.principal.clone(), vec![boundary.clone()]);
+                let request = Request { action, resource, context: &context };
+                iam::PermissionsBoundaryDecisionDetail {
+                    allowed_by_permissions_boundary: Some(decide(&alone, &Target::default(), &request).is_allowed()),
+                }
+            });
+            results.push(iam::EvaluationResult {
+                eval_action_name: Some(action.clone()),
+                eval_decision: Some(says),
+                eval_resource_name: Some(resource.clone()),
+                matched_statements: Some(Vec::new()),
+                missing_context_values: Some(missing.clone()),
+                permissions_boundary_decision_detail: by_boundary,
+                ..Default::default()
+            });
+        }
+    }
+    let keyed = results.into_iter().enumerate().map(|(at, r)| (format!("{at:06}"), r));
+    let page = page(keyed, asked.marker.map(String::as_str), asked.max)?;
+    Ok(iam::SimulatePolicyResponse {
+        evaluation_results: page.items,
+        is_truncated: page.is_truncated,
+        marker: page.marker,
+    })
+}
+
+fn boundary(texts: &[String]) -> ApiResult<Option<Arc<Policy>>> {
+    if texts.len() > 1 {
+        return Err(invalid("PermissionsBoundaryPolicyInputList has at most one policy"));
+    }
+    Ok(parse_all(texts)?.pop())
+}
+
+pub(super) fn custom(
+    _: &State,
+    call: &Call<'_>,
+    r: &iam::SimulateCustomPolicyRequest,
+) -> ApiResult<iam::SimulatePolicyResponse> {
+    if !r.ordered_organization_policy_input_list.is_empty() {
+        return Err(ApiError::unsupported("OrderedOrganizationPolicyInputList"));
+    }
+    let who = match &r.caller_arn {
+        None => call.caller.identity.principal.clone(),
+        Some(arn) => {
+            let account = arn.parse::<Arn>().ok().and_then(|arn| arn.account.parse().ok());
+            Principal::user(&account.ok_or_else(|| invalid("CallerArn is no user's ARN"))?, arn, arn)
+        }
+    };
+    // A root would be allowed everything.
+    let who = match who.kind {
+        karri_base::aws::policy::principal::Kind::Root => Principal::user(call.account(), &who.arn, &who.id),
+        _ => who,
+    };
+    let mut identity = Identity::new(who, parse_all(&r.policy_input_list)?);
+    identity.boundary = boundary(&r.permissions_boundary_policy_input_list)?;
+    simulate(&Asked {
+        identity,
+        actions: &r.action_names,
+        resources: &r.resource_arns,
+        entries: &r.context_entries,
+        resource_policy: r.resource_policy.as_ref(),
+        owner: r.resource_owner.as_ref(),
+        marker: r.marker.as_ref(),
+        max: r.max_items,
+    })
+}
+
+/// Principal, documents and boundary of a user, group or role by its ARN.
+fn source(state: &State, call: &Call<'_>, arn: &str) -> ApiResult<(Principal, Vec<String>, Option<String>)> {
+    let account = call.account();
+    let owned = |texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect();
+    let document = |arn: &Option<String>| arn.as_ref().and_then(|arn| state.document(arn)).map(str::to_owned);
+    if let Some((_, user)) = own(&state.users, call).find(|(_, u)| u.arn() == arn) {
+        let mut who = Principal::user(account, arn, &user.id);
+        who.tags = user.tags.clone();
+        return Ok((who, owned(state.documents_of_user(user)), document(&user.boundary)));
+    }
+    if let Some((_, group)) = own(&state.groups, call).find(|(_, g)| g.arn() == arn) {
+        return Ok((Principal::user(account, arn, &group.id), owned(state.documents_of(&group.policies)), None));
+    }
+    if let Some((_, role)) = own(&state.roles, call).find(|(_, r)| r.arn() == arn) {
+        let mut who = Principal::role_session(account, arn, &role.id, "simulated");
+        who.tags = role.tags.clone();
+        return Ok((who, owned(state.documents_of(&role.policies)), document(&role.boundary)));
+    }
+    Err(ApiError::new(Code::NoSuchEntity, format!("The source {arn} cannot be found.")))
+}
+
+pub(super) fn principal(
+    state: &State,
+    call: &Call<'_>,
+    r: &iam::SimulatePrincipalPolicyRequest,
+) -> ApiResult<iam::SimulatePolicyResponse> {
+    if !r.policy_exclusion_list.is_empty() {
+        return Err(ApiError::unsupported("PolicyExclusionList"));
+    }
+    let (who, mut documents, own_boundary) = source(state, call, &r.policy_source_arn)?;
+    documents.extend(r.policy_input_list.iter().cloned());
+    let mut identity = Identity::new(who, parse_all(&documents)?);
+    identity.boundary = match r.permissions_boundary_policy_input_list.as_slice() {
+        [] => parse_all(&own_boundary.into_iter().collect::<Vec<_>>())?.pop(),
+        texts => boundary(texts)?,
+    };
+    simulate(&Asked {
+        identity,
+        actions: &r.action_names,
+        resources: &r.resource_arns,
+        entries: &r.context_entries,
+        resource_policy: r.resource_policy.as_ref(),
+        owner: r.resource_owner.as_ref(),
+        marker: r.marker.as_ref(),
+        max: r.max_items,
+    })
+}
+
+fn keys(documents: &[String]) -> ApiResult<iam::GetContextKeysForPolicyResponse> {
+    let mut keys: Vec<String> = parse_all(documents)?.iter().flat_map(|p| p.keys()).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    Ok(iam::GetContextKeysForPolicyResponse { context_key_names: keys })
+}
+
+pub(super) fn keys_of_custom(
+    _: &State,
+    _: &Call<'_>,
+    r: &iam::GetContextKeysForCustomPolicyRequest,
+) -> ApiResult<iam::GetContextKeysForPolicyResponse> {
+    keys(&r.policy_input_list)
+}
+
+pub(super) fn keys_of_principal(
+    state: &State,
+    call: &Call<'_>,
+    r: &iam::GetContextKeysForPrincipalPolicyRequest,
+) -> ApiResult<iam::GetContextKeysForPolicyResponse> {
+    let (_, mut documents, _) = source(state, call, &r.policy_source_arn)?;
+    documents.extend(r.policy_input_list.iter().cloned());
+    keys(&documents)
+}

@@ -1,0 +1,248 @@
+//! What is kept of identities: one record per entity, JSON under `iam/KIND/ID` with a version. Page: `docs/identity.md`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use karri_base::aws::arn::Arn;
+use karri_base::id::AccountId;
+use serde::{Deserialize, Serialize};
+
+/// Tags.
+pub type Tags = BTreeMap<String, String>;
+
+/// A kind of record.
+pub trait Entity: Serialize + for<'de> Deserialize<'de> + Send + Sync + 'static {
+    /// `user`, ...
+    const KIND: &'static str;
+    /// Unique among its kind; names compare without regard to case.
+    fn key(&self) -> String;
+}
+
+/// The key of what has a name in an account.
+pub fn named(account: &AccountId, name: &str) -> String {
+    format!("{account}/{}", name.to_lowercase())
+}
+
+/// An account.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Account {
+    /// Its number.
+    pub id: AccountId,
+    /// What S3 shows; empty where it has none.
+    pub name: String,
+    /// Its address; empty where it has none.
+    pub email: String,
+    /// Its alias.
+    pub alias: Option<String>,
+}
+
+/// Policies of a user, group or role.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Policies {
+    /// Inline ones by name.
+    pub inline: BTreeMap<String, String>,
+    /// ARNs of managed ones.
+    pub attached: BTreeSet<String>,
+}
+
+/// What a person signs in to a console with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Login {
+    /// PBKDF2-HMAC-SHA256 of the password, in hexadecimal.
+    pub hash: String,
+    /// 16 random bytes, in hexadecimal.
+    pub salt: String,
+    /// Whether the password must be changed.
+    pub reset: bool,
+    /// Microseconds since 1970.
+    pub created_us: u64,
+}
+
+/// A user.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct User {
+    /// Whose.
+    pub account: AccountId,
+    /// Unique in the account.
+    pub name: String,
+    /// `/` or `/a/b/`.
+    pub path: String,
+    /// `AIDA...`.
+    pub id: String,
+    /// Microseconds since 1970.
+    pub created_us: u64,
+    /// Tags.
+    pub tags: Tags,
+    /// The boundary's ARN.
+    pub boundary: Option<String>,
+    /// Its policies.
+    pub policies: Policies,
+    /// Keys of the groups that it is in.
+    pub groups: BTreeSet<String>,
+    /// Its password.
+    pub login: Option<Login>,
+}
+
+/// A group.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Group {
+    /// Whose.
+    pub account: AccountId,
+    /// Unique in the account.
+    pub name: String,
+    /// `/` or `/a/b/`.
+    pub path: String,
+    /// `AGPA...`.
+    pub id: String,
+    /// Microseconds since 1970.
+    pub created_us: u64,
+    /// Its policies.
+    pub policies: Policies,
+}
+
+/// A role.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Role {
+    /// Whose.
+    pub account: AccountId,
+    /// Unique in the account.
+    pub name: String,
+    /// `/` or `/a/b/`.
+    pub path: String,
+    /// `AROA...`.
+    pub id: String,
+    /// Microseconds since 1970.
+    pub created_us: u64,
+    /// Who may assume it.
+    pub trust: String,
+    /// A sentence.
+    pub description: Option<String>,
+    /// The longest session, in seconds.
+    pub session_seconds_max: i32,
+    /// Tags.
+    pub tags: Tags,
+    /// The boundary's ARN.
+    pub boundary: Option<String>,
+    /// Its policies.
+    pub policies: Policies,
+}
+
+/// An instance profile.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Profile {
+    /// Whose.
+    pub account: AccountId,
+    /// Unique in the account.
+    pub name: String,
+    /// `/` or `/a/b/`.
+    pub path: String,
+    /// `AIPA...`.
+    pub id: String,
+    /// Microseconds since 1970.
+    pub created_us: u64,
+    /// Its role's key.
+    pub role: Option<String>,
+    /// Tags.
+    pub tags: Tags,
+}
+
+/// One version of a managed policy.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Version {
+    /// The document.
+    pub document: String,
+    /// Microseconds since 1970.
+    pub created_us: u64,
+}
+
+/// A managed policy.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Managed {
+    /// Whose.
+    pub account: AccountId,
+    /// Unique in the account.
+    pub name: String,
+    /// `/` or `/a/b/`.
+    pub path: String,
+    /// `ANPA...`.
+    pub id: String,
+    /// Microseconds since 1970.
+    pub created_us: u64,
+    /// Microseconds since 1970.
+    pub updated_us: u64,
+    /// A sentence.
+    pub description: Option<String>,
+    /// By number.
+    pub versions: BTreeMap<u32, Version>,
+    /// The one that counts.
+    pub default: u32,
+    /// The number of the next one.
+    pub next: u32,
+    /// Tags.
+    pub tags: Tags,
+}
+
+/// Whom a key stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Bearer {
+    /// The account's root.
+    Root,
+    /// The user with this key.
+    User(String),
+    /// The roles among themselves.
+    System,
+}
+
+/// An access key; its secret is sealed with the state folder's identity key.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AccessKey {
+    /// `AKIA...`.
+    pub id: String,
+    /// Whose.
+    pub account: AccountId,
+    /// Whom it stands for.
+    pub bearer: Bearer,
+    /// Sealed, in hexadecimal.
+    pub secret: String,
+    /// Whether it may be used.
+    pub active: bool,
+    /// Whether the credentials or users file named it.
+    #[serde(default)]
+    pub seeded: bool,
+    /// Microseconds since 1970.
+    pub created_us: u64,
+}
+
+macro_rules! entities {
+    ($($ty:ident $kind:literal $prefix:literal;)*) => {$(
+        impl Entity for $ty {
+            const KIND: &'static str = $kind;
+            fn key(&self) -> String { named(&self.account, &self.name) }
+        }
+        impl $ty {
+            /// Its ARN.
+            pub fn arn(&self) -> String {
+                Arn::iam(&self.account, format!(concat!($prefix, "{}{}"), self.path, self.name)).to_string()
+            }
+        }
+    )*};
+}
+entities! {
+    User "user" "user";
+    Group "group" "group";
+    Role "role" "role";
+    Profile "profile" "instance-profile";
+    Managed "policy" "policy";
+}
+
+impl Entity for Account {
+    const KIND: &'static str = "account";
+    fn key(&self) -> String {
+        self.id.to_string()
+    }
+}
+impl Entity for AccessKey {
+    const KIND: &'static str = "key";
+    fn key(&self) -> String {
+        self.id.clone()
+    }
+}
