@@ -32,6 +32,7 @@ pub mod told;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use karri_base::aws::keys::KeyRing;
@@ -64,7 +65,7 @@ pub struct Directory {
 }
 
 /// A key to have from the start.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Seed {
     /// Whose.
     pub account: AccountId,
@@ -78,6 +79,12 @@ pub struct Seed {
     pub secret: String,
     /// Whether a user that is made for it may do everything in its account.
     pub administrator: bool,
+}
+
+impl fmt::Debug for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Seed({}, {} of {}, secret hidden)", self.access_key_id, self.name, self.account)
+    }
 }
 
 /// The seed that stands for the roles among themselves.

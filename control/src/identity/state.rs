@@ -164,6 +164,12 @@ impl State {
         let policy = self.policy(arn)?;
         Some(&policy.versions.get(&policy.default)?.document)
     }
+    /// As [`State::document`], but none of another account's.
+    pub fn document_for(&self, account: &AccountId, arn: &str) -> Option<&str> {
+        let is_aws = super::aws_managed::find(arn).is_some();
+        let is_own = || self.policy(arn).is_some_and(|policy| policy.account == *account);
+        if is_aws || is_own() { self.document(arn) } else { None }
+    }
     /// A user's policies: its own, then its groups'.
     pub fn documents_of_user<'a>(&'a self, user: &'a User) -> Vec<&'a str> {
         let groups = user.groups.iter().filter_map(|key| self.groups.get(key));

@@ -45,6 +45,7 @@ fn caller_identity(call: &Call<'_>, _: &sts::GetCallerIdentityRequest) -> ApiRes
 }
 
 fn access_key_info(call: &Call<'_>, r: &sts::GetAccessKeyInfoRequest) -> ApiResult<sts::GetAccessKeyInfoResponse> {
+    call.caller.may("sts:GetAccessKeyInfo", &["*".into()], &call.caller.context())?;
     let account = call.directory.ring().get(&r.access_key_id).map(|k| k.account.to_string());
     match account {
         Some(account) => Ok(sts::GetAccessKeyInfoResponse { account: Some(account) }),
@@ -93,7 +94,8 @@ fn policies(
     }
     let state = call.directory.state();
     for arn in arns.iter().map(|p| p.arn.as_deref().unwrap_or("")) {
-        let document = state.document(arn).ok_or_else(|| invalid(format!("Policy {arn} does not exist")))?;
+        let document =
+            state.document_for(call.account(), arn).ok_or_else(|| invalid(format!("Policy {arn} does not exist")))?;
         out.push(document.to_owned());
     }
     Ok(Some(out))

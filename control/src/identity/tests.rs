@@ -373,6 +373,59 @@ async fn instance_profiles_hold_a_role() {
 }
 
 #[tokio::test]
+async fn accounts_share_no_policies() {
+    let w = world().await;
+    let bob = w.user("bob").await;
+    let made = w
+        .iam(OTHER_ROOT, "CreatePolicy", &[("PolicyName", "m"), ("PolicyDocument", &allow("s3:*", "*"))])
+        .await
+        .unwrap();
+    let foreign = text(&made, "Arn");
+    let with = |name: &'static str| [("UserName", "bob"), (name, foreign.as_str())];
+    w.refused(ROOT, "AttachUserPolicy", &with("PolicyArn"), "NoSuchEntity").await;
+    w.refused(ROOT, "PutUserPermissionsBoundary", &with("PermissionsBoundary"), "NoSuchEntity").await;
+    w.refused(ROOT, "CreateUser", &[("UserName", "x"), ("PermissionsBoundary", &foreign)], "NoSuchEntity").await;
+    w.fine("AttachUserPolicy", &[("UserName", "bob"), ("PolicyArn", "arn:aws:iam::aws:policy/AdministratorAccess")])
+        .await;
+    let ask = [("Name", "guest"), ("PolicyArns.member.1.arn", foreign.as_str())];
+    let e = session(&w, key(&bob), "GetFederationToken", &ask).await.unwrap_err();
+    assert!(e.starts_with("ValidationError"), "{e}");
+    // Nor do they see who else uses AWS's.
+    let aws = [("PolicyArn", "arn:aws:iam::aws:policy/AdministratorAccess")];
+    assert_eq!(text(&w.fine("GetPolicy", &aws).await, "AttachmentCount"), "1");
+    assert_eq!(text(&w.iam(OTHER_ROOT, "GetPolicy", &aws).await.unwrap(), "AttachmentCount"), "0");
+}
+
+#[tokio::test]
+async fn what_a_request_names_besides_is_asked_for_too() {
+    let w = world().await;
+    let bob = w.user("bob").await;
+    let bob = key(&bob);
+    w.user("eve").await;
+    let put = |document: &str| {
+        let document = document.to_owned();
+        let w = &w;
+        async move {
+            w.fine("PutUserPolicy", &[("UserName", "bob"), ("PolicyName", "p"), ("PolicyDocument", &document)]).await
+        }
+    };
+    put(&allow("iam:UpdateUser", &format!("arn:aws:iam::{ACCOUNT}:user/e*"))).await;
+    w.refused(bob, "UpdateUser", &[("UserName", "eve"), ("NewUserName", "boss")], "AccessDenied").await;
+    w.iam(bob, "UpdateUser", &[("UserName", "eve"), ("NewUserName", "eva")]).await.unwrap();
+
+    let trust =
+        r#"{"Statement":{"Effect":"Allow","Action":"sts:AssumeRole","Principal":{"Service":"ec2.amazonaws.com"}}}"#;
+    w.fine("CreateRole", &[("RoleName", "r"), ("AssumeRolePolicyDocument", trust)]).await;
+    w.fine("CreateInstanceProfile", &[("InstanceProfileName", "p")]).await;
+    let both = [("InstanceProfileName", "p"), ("RoleName", "r")];
+    put(&allow("iam:AddRoleToInstanceProfile", "*")).await;
+    let e = w.iam(bob, "AddRoleToInstanceProfile", &both).await.unwrap_err();
+    assert!(e.contains("iam:PassRole"), "{e}");
+    put(&allow("iam:*", "*")).await;
+    w.iam(bob, "AddRoleToInstanceProfile", &both).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_change_that_fails_changes_nothing() {
     let w = world().await;
     w.user("bob").await;

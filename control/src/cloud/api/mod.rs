@@ -183,6 +183,11 @@ impl Api for Cloud {
         context.text("ec2:Region", self.region.as_str());
         parameters_context(&mut context, tree);
         caller.may(&format!("ec2:{action}"), &resources, &context)?;
+        // The cloud reads an image's object itself, whoever asked: not for one who may not read it.
+        if let Some(location) = tree.at("ImageLocation").filter(|_| action == "RegisterImage") {
+            let object = format!("arn:aws:s3:::{}", location.trim_start_matches('/'));
+            caller.may("s3:GetObject", &[object], &context)?;
+        }
         let call = Call { cloud: self, key: caller.key, request_id: request_id.to_owned(), version };
         ec2_action(&call, action, tree).await
     }

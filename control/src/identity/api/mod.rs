@@ -214,7 +214,23 @@ fn authorize(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<()> {
     let resource = resource.unwrap_or_else(|| user(&own()));
     let mut context = call.caller.context();
     parameters_context(&mut context, tree);
-    call.caller.may(&format!("iam:{name}"), &[resource], &context)
+    call.caller.may(&format!("iam:{name}"), &[resource], &context)?;
+    // Who renames needs the permission for the new name too; who gives a role away must be allowed to pass it.
+    let (new_name, kind) = match name {
+        "UpdateUser" => ("NewUserName", "user"),
+        "UpdateGroup" => ("NewGroupName", "group"),
+        "AddRoleToInstanceProfile" => ("RoleName", "role"),
+        _ => return Ok(()),
+    };
+    let Some(new) = parameter(new_name) else { return Ok(()) };
+    if kind == "role" {
+        let known = state.roles.get(&named(account, &new)).map(|r| r.arn());
+        let resource = known.unwrap_or_else(|| arn(format!("role/{new}")));
+        context.text("iam:PassedToService", "ec2.amazonaws.com");
+        return call.caller.may("iam:PassRole", &[resource], &context);
+    }
+    let path = parameter("NewPath").filter(|p| p.starts_with('/')).unwrap_or_else(|| "/".into());
+    call.caller.may(&format!("iam:{name}"), &[arn(format!("{kind}{path}{new}"))], &context)
 }
 
 /// `InvalidAction`, or that it is AWS's but not served here.
@@ -354,9 +370,9 @@ fn boundary_of(arn: &Option<String>) -> Option<iam::AttachedPermissionsBoundary>
     })
 }
 
-/// The ARN of a managed policy that there is.
-fn checked_policy(state: &State, arn: &str) -> ApiResult<String> {
-    match state.document(arn) {
+/// The ARN of a managed policy that there is, of AWS or of the caller's account.
+fn checked_policy(state: &State, call: &Call<'_>, arn: &str) -> ApiResult<String> {
+    match state.document_for(call.account(), arn) {
         Some(_) => Ok(arn.to_owned()),
         None if arn.starts_with("arn:aws:iam::") => {
             Err(ApiError::new(Code::NoSuchEntity, format!("Policy {arn} does not exist or is not attachable.")))

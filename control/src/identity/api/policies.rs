@@ -12,24 +12,25 @@ fn version_id(n: u32) -> String {
     format!("v{n}")
 }
 
-fn attachments(state: &State, arn: &str) -> i32 {
-    let users = state.users.values().filter(|u| u.policies.attached.contains(arn)).count();
-    let groups = state.groups.values().filter(|g| g.policies.attached.contains(arn)).count();
-    let roles = state.roles.values().filter(|r| r.policies.attached.contains(arn)).count();
+/// In the caller's account: others do not learn who uses AWS's.
+fn attachments(state: &State, call: &Call<'_>, arn: &str) -> i32 {
+    let users = own(&state.users, call).filter(|(_, u)| u.policies.attached.contains(arn)).count();
+    let groups = own(&state.groups, call).filter(|(_, g)| g.policies.attached.contains(arn)).count();
+    let roles = own(&state.roles, call).filter(|(_, r)| r.policies.attached.contains(arn)).count();
     (users + groups + roles) as i32
 }
 
-fn boundaries(state: &State, arn: &str) -> i32 {
+fn boundaries(state: &State, call: &Call<'_>, arn: &str) -> i32 {
     let is = |boundary: &Option<String>| boundary.as_deref() == Some(arn);
-    let users = state.users.values().filter(|u| is(&u.boundary)).count();
-    (users + state.roles.values().filter(|r| is(&r.boundary)).count()) as i32
+    let users = own(&state.users, call).filter(|(_, u)| is(&u.boundary)).count();
+    (users + own(&state.roles, call).filter(|(_, r)| is(&r.boundary)).count()) as i32
 }
 
-fn wire(state: &State, policy: &Managed) -> iam::Policy {
+fn wire(state: &State, call: &Call<'_>, policy: &Managed) -> iam::Policy {
     let arn = policy.arn();
     iam::Policy {
-        attachment_count: Some(attachments(state, &arn)),
-        permissions_boundary_usage_count: Some(boundaries(state, &arn)),
+        attachment_count: Some(attachments(state, call, &arn)),
+        permissions_boundary_usage_count: Some(boundaries(state, call, &arn)),
         arn: Some(arn),
         create_date: at(policy.created_us),
         default_version_id: Some(version_id(policy.default)),
@@ -43,11 +44,11 @@ fn wire(state: &State, policy: &Managed) -> iam::Policy {
     }
 }
 
-fn wire_aws(state: &State, policy: &AwsManaged) -> iam::Policy {
+fn wire_aws(state: &State, call: &Call<'_>, policy: &AwsManaged) -> iam::Policy {
     let arn = policy.arn();
     iam::Policy {
-        attachment_count: Some(attachments(state, &arn)),
-        permissions_boundary_usage_count: Some(boundaries(state, &arn)),
+        attachment_count: Some(attachments(state, call, &arn)),
+        permissions_boundary_usage_count: Some(boundaries(state, call, &arn)),
         create_date: at(0),
         default_version_id: Some("v1".into()),
         is_attachable: Some(true),
@@ -113,15 +114,15 @@ pub(super) fn create(
         next: 2,
         tags: tags_of(&r.tags)?,
     };
-    let answer = iam::CreatePolicyResponse { policy: Some(wire(state, &policy)) };
+    let answer = iam::CreatePolicyResponse { policy: Some(wire(state, call, &policy)) };
     state.policies.insert(policy.key(), Arc::new(policy));
     Ok(answer)
 }
 
 pub(super) fn get(state: &State, call: &Call<'_>, r: &iam::GetPolicyRequest) -> ApiResult<iam::GetPolicyResponse> {
     let policy = match aws_managed::find(&r.policy_arn) {
-        Some(known) => wire_aws(state, known),
-        None => wire(state, find(state, call, &r.policy_arn)?),
+        Some(known) => wire_aws(state, call, known),
+        None => wire(state, call, find(state, call, &r.policy_arn)?),
     };
     Ok(iam::GetPolicyResponse { policy: Some(policy) })
 }
@@ -132,8 +133,10 @@ pub(super) fn list(
     r: &iam::ListPoliciesRequest,
 ) -> ApiResult<iam::ListPoliciesResponse> {
     let scope = r.scope.unwrap_or(iam::PolicyScopeType::All);
-    let local = own(&state.policies, call).map(|(_, p)| wire(state, p)).filter(|_| scope != iam::PolicyScopeType::Aws);
-    let aws = aws_managed::ALL.iter().map(|p| wire_aws(state, p)).filter(|_| scope != iam::PolicyScopeType::Local);
+    let local =
+        own(&state.policies, call).map(|(_, p)| wire(state, call, p)).filter(|_| scope != iam::PolicyScopeType::Aws);
+    let aws =
+        aws_managed::ALL.iter().map(|p| wire_aws(state, call, p)).filter(|_| scope != iam::PolicyScopeType::Local);
     let prefix = r.path_prefix.as_deref().unwrap_or("/");
     let wanted = |p: &iam::Policy| {
         let used = |n: Option<i32>| n.unwrap_or(0) > 0;
@@ -156,7 +159,7 @@ pub(super) fn delete(state: &mut State, call: &Call<'_>, r: &iam::DeletePolicyRe
     let arn = &r.policy_arn;
     change(state, call, arn, |_| Ok(()))?;
     let policy = find(state, call, arn)?.clone();
-    if attachments(state, arn) > 0 || boundaries(state, arn) > 0 {
+    if attachments(state, call, arn) > 0 || boundaries(state, call, arn) > 0 {
         return Err(conflict("Cannot delete a policy attached to entities."));
     }
     if policy.versions.len() > 1 {
@@ -360,14 +363,7 @@ pub(super) fn entities(
 }
 
 fn attach(state: &mut State, call: &Call<'_>, holder: Holder<'_>, arn: &str) -> Nothing {
-    let arn = match aws_managed::find(arn) {
-        Some(_) => arn.to_owned(),
-        None => {
-            let arn = checked_policy(state, arn)?;
-            find(state, call, &arn)?;
-            arn
-        }
-    };
+    let arn = checked_policy(state, call, arn)?;
     let policies = holder.policies_mut(state, call)?;
     if policies.attached.len() >= 10 && !policies.attached.contains(&arn) {
         return Err(limit("Cannot exceed quota for PoliciesPerEntity: 10"));

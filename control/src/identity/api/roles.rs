@@ -89,7 +89,7 @@ pub(super) fn create(
         description: checked_description(r.description.as_ref())?,
         session_seconds_max: checked_seconds(r.max_session_duration)?,
         tags: tags_of(&r.tags)?,
-        boundary: r.permissions_boundary.as_deref().map(|arn| checked_policy(state, arn)).transpose()?,
+        boundary: r.permissions_boundary.as_deref().map(|arn| checked_policy(state, call, arn)).transpose()?,
         policies: Policies::default(),
     };
     let answer = iam::CreateRoleResponse { role: Some(wire(&role)) };
@@ -179,7 +179,7 @@ pub(super) fn list_tags(
 }
 
 pub(super) fn put_boundary(state: &mut State, call: &Call<'_>, r: &iam::PutRolePermissionsBoundaryRequest) -> Nothing {
-    let arn = checked_policy(state, &r.permissions_boundary)?;
+    let arn = checked_policy(state, call, &r.permissions_boundary)?;
     find_mut(state, call, &r.role_name)?.boundary = Some(arn);
     Ok(Done)
 }

@@ -46,7 +46,7 @@ pub(super) fn create(
         id: unique_id("AIDA"),
         created_us: call.now_us(),
         tags: tags_of(&r.tags)?,
-        boundary: r.permissions_boundary.as_deref().map(|arn| checked_policy(state, arn)).transpose()?,
+        boundary: r.permissions_boundary.as_deref().map(|arn| checked_policy(state, call, arn)).transpose()?,
         policies: Policies::default(),
         groups: Default::default(),
         login: None,
@@ -144,7 +144,7 @@ pub(super) fn list_tags(
 }
 
 pub(super) fn put_boundary(state: &mut State, call: &Call<'_>, r: &iam::PutUserPermissionsBoundaryRequest) -> Nothing {
-    let arn = checked_policy(state, &r.permissions_boundary)?;
+    let arn = checked_policy(state, call, &r.permissions_boundary)?;
     find_mut(state, call, &r.user_name)?.boundary = Some(arn);
     Ok(Done)
 }
