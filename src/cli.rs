@@ -142,7 +142,7 @@ enum WalrusAlone {
         /// Its secret
         #[arg(long, value_name = "S", requires = "access_key")]
         secret_key: Option<String>,
-        /// TOML file of more users: `[[user]]` tables of account, name, email, access_key, secret_key
+        /// TOML file of more users: `[[user]]` tables of account, name, email, access_key, secret_key, administrator
         #[arg(long, value_name = "FILE")]
         users: Option<PathBuf>,
         /// IAM and STS listener; port 0 picks a free one. Users, roles and policies are then kept in the folder

@@ -107,15 +107,15 @@ pub struct Serve {
     pub settings: Option<PathBuf>,
 }
 
-/// A file of users.
-#[derive(Debug, serde::Deserialize)]
+/// A file of users; `control/docs/identity.md` says what each field means.
+#[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Users {
     user: Vec<User>,
 }
 
 /// One user: who it is, and its key.
-#[derive(Debug, serde::Deserialize)]
+#[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct User {
     account: String,
@@ -124,10 +124,16 @@ struct User {
     email: String,
     access_key: String,
     secret_key: String,
+    #[serde(default = "yes")]
+    administrator: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl User {
-    /// The user named `root` is its account's root; others may do everything in theirs until policies say less.
+    /// The user named `root` is its account's root; others may do everything in theirs where they are administrators.
     fn seed(self) -> Result<Seed> {
         let account = self.account.parse().map_err(|e| anyhow::anyhow!("user {:?}: {e}", self.name))?;
         Ok(Seed {
@@ -136,21 +142,29 @@ impl User {
             email: self.email,
             access_key_id: self.access_key,
             secret: self.secret_key,
-            administrator: true,
+            administrator: self.administrator,
         })
     }
 }
 
 fn read_users(text: &str) -> Result<Vec<Seed>> {
-    let users: Users = toml::from_str(text)?;
+    // The whole error would show the line, and with it a secret.
+    let users: Users = toml::from_str(text).map_err(|e| {
+        let line = e.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+        anyhow::anyhow!("line {line}: {}", e.message())
+    })?;
     users.user.into_iter().map(User::seed).collect()
 }
 
 /// Whom an S3 without IAM knows.
-fn key(seed: Seed) -> Key {
+fn key(seed: Seed) -> Result<Key> {
+    if !seed.administrator {
+        let name = &seed.name;
+        bail!("user {name:?}: administrator = false needs --iam, without which nobody could give it a permission");
+    }
     let principal = if seed.name == "root" { "root".into() } else { format!("user/{}", seed.name) };
     let arn = format!("arn:aws:iam::{}:{principal}", seed.account);
-    Key { access_key_id: seed.access_key_id, secret: seed.secret, account: seed.account, arn }
+    Ok(Key { access_key_id: seed.access_key_id, secret: seed.secret, account: seed.account, arn })
 }
 
 const REGION: &str = "us-east-1";
@@ -172,7 +186,7 @@ pub fn serve(asked: &Serve) -> Result<ExitCode> {
     let operator = asked.settings.as_deref().map(Operator::read).transpose()?.unwrap_or_default();
     runtime()?.block_on(async {
         let (ring, iam) = match asked.iam {
-            None => (KeyRing::new(seeds.into_iter().map(key)), None),
+            None => (KeyRing::new(seeds.into_iter().map(key).collect::<Result<Vec<_>>>()?), None),
             Some(addr) => {
                 let (ring, listener) = identity(&asked.store, addr, &seeds).await?;
                 print(&format!("IAM and STS at http://{}\n", listener.addr()));
@@ -219,10 +233,16 @@ mod tests {
         let user =
             "account = \"000000000001\"\nname = \"NAME\"\nemail = \"e\"\naccess_key = \"a\"\nsecret_key = \"s\"\n";
         let text = format!("[[user]]\n{user}[[user]]\n{}", user.replace("NAME", "root"));
-        let arns: Vec<String> = read_users(&text).unwrap().into_iter().map(|seed| key(seed).arn).collect();
+        let arns: Vec<String> = read_users(&text).unwrap().into_iter().map(|seed| key(seed).unwrap().arn).collect();
         assert_eq!(arns, ["arn:aws:iam::000000000001:user/NAME", "arn:aws:iam::000000000001:root"]);
         assert!(read_users(&text.replace("000000000001", "1")).is_err());
         assert!(read_users("[[user]]\nname = \"x\"\n").is_err());
+        let limited = read_users(&format!("[[user]]\n{user}administrator = false\n")).unwrap().remove(0);
+        assert!(!format!("{limited:?}").contains("\"s\""));
+        assert!(key(limited).unwrap_err().to_string().contains("--iam"));
+        let slip = format!("[[user]]\n{}", user.replace("\"s\"", "\"hush"));
+        let said = format!("{:#}", read_users(&slip).unwrap_err());
+        assert!(said.contains("line 6") && !said.contains("hush"), "{said}");
     }
 
     #[test]
