@@ -1,29 +1,55 @@
 //! One engine without a cloud: `karri storage export` and `karri walrus serve` start, say so, and end in order.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use crate::cloud::{folder, karri, signal, wait};
 
-/// Starts it, waits for its word, tells it to end; it must end well.
-fn starts_and_ends(mut command: Command, name: &str) {
-    let mut child = Ended(command.stdout(Stdio::piped()).spawn().expect("karri runs"));
-    let mut line = String::new();
-    BufReader::new(child.0.stdout.take().expect("a pipe")).read_line(&mut line).expect("its word");
-    assert!(line.starts_with("ready"), "{line}");
-    signal(child.0.id(), name);
-    let status = wait(Duration::from_secs(60), "its end", || child.0.try_wait().expect("a child"));
-    assert!(status.success(), "{status}");
+/// A service that runs alone. It does not outlive its test.
+pub struct Alone {
+    child: Child,
+    said: Vec<String>,
+    /// Open as long as it may want to say more.
+    words: BufReader<ChildStdout>,
 }
 
-/// A process that does not outlive its test.
-struct Ended(Child);
+impl Alone {
+    /// Starts it and waits for its word.
+    pub fn start(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("karri runs");
+        let words = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut alone = Self { child, said: Vec::new(), words };
+        while !alone.said.last().is_some_and(|line| line.starts_with("ready")) {
+            let mut line = String::new();
+            let read = alone.words.read_line(&mut line).expect("its word");
+            assert!(read > 0, "it ended after {:?}", alone.said);
+            alone.said.push(line.trim_end().to_owned());
+        }
+        alone
+    }
 
-impl Drop for Ended {
+    /// What follows these words in what it said.
+    pub fn url(&self, words: &str) -> &str {
+        self.said.iter().find_map(|line| line.strip_prefix(words)).unwrap_or_else(|| panic!("{words}: {:?}", self.said))
+    }
+
+    /// Tells it to end; it must end well.
+    pub fn end(self) {
+        self.end_by("TERM");
+    }
+
+    fn end_by(mut self, name: &str) {
+        signal(self.child.id(), name);
+        let status = wait(Duration::from_secs(60), "its end", || self.child.try_wait().expect("a child"));
+        assert!(status.success(), "{status}");
+    }
+}
+
+impl Drop for Alone {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -35,7 +61,7 @@ fn a_volume_is_exported_and_put_away() {
         export.args(["storage", "export", "--volume", "disk:64M", "--store"]);
         export.arg(format!("{}:1G", dir.path().join("store").display()));
         export.arg("--vhost-user").arg(dir.path().join("disk.sock"));
-        starts_and_ends(export, name);
+        Alone::start(export).end_by(name);
     }
 }
 
@@ -46,6 +72,6 @@ fn walrus_serves_alone_and_ends() {
         let mut serve = karri();
         serve.args(["walrus", "serve", "--listen", "127.0.0.1:0", "--access-key", "AKIAALONE"]);
         serve.args(["--secret-key", "0123456789abcdef0123456789abcdef01234567", "--store"]).arg(dir.path().join("s3"));
-        starts_and_ends(serve, name);
+        Alone::start(serve).end_by(name);
     }
 }

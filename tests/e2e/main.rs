@@ -4,6 +4,7 @@
 //! | module | shows |
 //! |---|---|
 //! | [`alone`] | a volume or Walrus without a cloud starts and ends in order |
+//! | [`identity`] | IAM and STS with boto3: S3 and EC2 obey |
 //! | [`s3`] | the quick start's S3 part, with aws cli and s3cmd |
 //! | [`vm`] | image, instance, console, volume written by one guest and read by another |
 //! | [`faults`] | kill -9 of each role: nothing acknowledged is lost, instances go on |
@@ -14,6 +15,7 @@
 mod alone;
 mod cloud;
 mod faults;
+mod identity;
 mod refusals;
 mod s3;
 mod vm;
