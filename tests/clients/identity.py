@@ -90,7 +90,7 @@ role = iam.create_role(RoleName="reader", AssumeRolePolicyDocument=trust)["Role"
 reads = [allow(["s3:GetObject", "s3:ListBucket"], ["arn:aws:s3:::anns", "arn:aws:s3:::anns/*"]), allow("ec2:Describe*")]
 iam.put_role_policy(RoleName="reader", PolicyName="reads", PolicyDocument=document(*reads))
 sts = client("sts", keys)
-assumed = sts.assume_role(RoleArn=role, RoleSessionName="s")
+assumed = sts.assume_role(RoleArn=role, RoleSessionName="me")
 temporary = assumed["Credentials"]
 session = client("s3", temporary)
 until("fine", session.get_object, Bucket="anns", Key="k")
@@ -103,10 +103,10 @@ if WITH_EC2:
 say("sts session-is", client("sts", temporary).get_caller_identity()["Arn"] == assumed["AssumedRoleUser"]["Arn"])
 say("s3 session-with-another-token", code(client("s3", {**temporary, "SessionToken": "x"}).list_buckets))
 say("sts session-with-no-token", code(client("sts", {**temporary, "SessionToken": None}).get_caller_identity))
-narrow = sts.assume_role(RoleArn=role, RoleSessionName="n", Policy=document(allow("s3:ListBucket")))["Credentials"]
+narrow = sts.assume_role(RoleArn=role, RoleSessionName="narrow", Policy=document(allow("s3:ListBucket")))["Credentials"]
 say("s3 narrowed-session-lists", code(client("s3", narrow).list_objects_v2, Bucket="anns"))
 say("s3 narrowed-session-reads", code(client("s3", narrow).get_object, Bucket="anns", Key="k"))
-say("iam stranger-assumes", code(boto3.client("sts", config=ONCE).assume_role, RoleArn=role, RoleSessionName="x"))
+say("iam stranger-assumes", code(boto3.client("sts", config=ONCE).assume_role, RoleArn=role, RoleSessionName="stranger"))
 own_session = client("s3", sts.get_session_token()["Credentials"])
 say("s3 own-session-reads", code(own_session.get_object, Bucket="anns", Key="k"))
 iam.delete_role_policy(RoleName="reader", PolicyName="reads")

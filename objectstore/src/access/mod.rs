@@ -316,7 +316,8 @@ impl<B: BulkStore> Core<B> {
             // Nobody's list of buckets is empty; nobody makes none.
             return if facts.operation == "ListBuckets" { Ok(()) } else { Err(Kind::AccessDenied.into()) };
         }
-        let resource = bucket.map_or_else(|| "*".to_owned(), |b| arn(b, None));
+        // Policies write the list of all buckets as `*` or as `arn:aws:s3:::*`; both match this.
+        let resource = arn(bucket.unwrap_or("*"), None);
         let request = Request { action: ask.action, resource: &resource, context: judge.context() };
         refuse(decide(&judge.identity, &Target::default(), &request), facts, ask.action, &resource)
     }
