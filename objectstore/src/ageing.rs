@@ -15,13 +15,14 @@ use karri_meta::{Batch, MetaError, Scan};
 use s3s::dto::{ETag, ETagCondition, Timestamp};
 use time::OffsetDateTime;
 
-use crate::access::Leave;
+use crate::access::{Facts, Leave};
 use crate::buckets::Known;
 use crate::config::Doc;
 use crate::config::lifecycle::{Calendar, Noncurrent, Rule, Subject, When, next_class};
-use crate::core::{Caller, CoreRef};
+use crate::core::{Caller, CoreRef, Teller};
 use crate::error::{Error, Kind, Result};
 use crate::keys;
+use crate::notify::LIFECYCLE;
 use crate::ops::condition::WriteConditions;
 use crate::ops::delete;
 use crate::ops::put::Target;
@@ -94,6 +95,7 @@ async fn bucket<B: BulkStore>(
         buckets: vec![name.to_owned()],
         new_owner: Some(known.bucket().owner.clone()),
         may_list: true,
+        facts: Facts { operation: LIFECYCLE, ..Facts::default() },
         ..Leave::default()
     };
     let caller = Caller { key: None, leave: Arc::new(leave) };
@@ -181,6 +183,7 @@ impl<B: BulkStore> Round<'_, B> {
     /// Gives a version that was found due its new storage class; 0 where there is none, or it changed meanwhile.
     async fn relabel(&self, key: &str, which: Which, found: &Object, class: Option<&str>) -> Result<u64> {
         let Some(class) = class.filter(|_| !found.marker) else { return Ok(0) };
+        let teller = Some(Teller { caller: &self.caller, bucket: self.name, name: "LifecycleTransition" });
         let change = |object: &mut Object| {
             if (object.modified, object.version, object.md5) != (found.modified, found.version, found.md5) {
                 return Err(Kind::PreconditionFailed.into());
@@ -188,7 +191,7 @@ impl<B: BulkStore> Round<'_, B> {
             object.headers.storage_class = Some(class.to_owned());
             Ok(())
         };
-        match self.core.change_version(self.known.bucket().id, key, which, change).await {
+        match self.core.change_version(self.known.bucket().id, key, which, teller, change).await {
             Ok(_) => Ok(1),
             Err(Error { kind, .. }) if LEFT_ALONE.contains(&kind) => Ok(0),
             Err(e) => Err(e),

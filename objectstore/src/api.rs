@@ -93,6 +93,8 @@ impl<B: BulkStore> S3Access for Doorman<B> {
         let note = cx.extensions_mut().get::<Note>().cloned().unwrap_or_default();
         note.operation(name);
         let id = cx.extensions_mut().get::<RequestId>().cloned();
+        // What was signed before it came here is a form.
+        let is_form = cx.extensions_mut().get::<Signer>().is_some();
         let judged = async {
             let credentials = cx.credentials().cloned();
             let query = parse_query(cx.uri().query().unwrap_or_default());
@@ -104,7 +106,7 @@ impl<B: BulkStore> S3Access for Doorman<B> {
             let version = query.iter().find(|(n, _)| n == "versionId").map(|(_, v)| v.clone());
             self.core
                 .admit(Facts {
-                    operation: name,
+                    operation: if is_form { "PostObject" } else { name },
                     bucket: cx.s3_path().get_bucket_name().map(str::to_owned),
                     key: cx.s3_path().get_object_key().map(str::to_owned),
                     version: version.filter(|v| !v.is_empty()),
@@ -113,6 +115,7 @@ impl<B: BulkStore> S3Access for Doorman<B> {
                     who,
                     source: peer.source,
                     secure: peer.secure,
+                    request_id: id.as_ref().map_or(String::new(), |id| id.as_str().to_owned()),
                 })
                 .await
         };

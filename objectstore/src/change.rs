@@ -6,6 +6,7 @@ use karri_meta::{Batch, MetaError};
 use crate::core::{Core, retire_blob};
 use crate::error::Result;
 use crate::keys;
+use crate::notify::Telling;
 use crate::record::{Bucket, Data, Object};
 use crate::usage::Amount;
 
@@ -20,6 +21,8 @@ pub struct Change {
     pub amount: Amount,
     /// Bytes of that which are counted already, as parts, and will be given back when those are cleaned away.
     pub counted: u64,
+    /// The events that are told with it.
+    pub telling: Telling,
 }
 
 impl From<Batch> for Change {
@@ -36,6 +39,7 @@ impl<B: BulkStore> Core<B> {
     pub async fn apply(&self, bucket: &Bucket, change: Change) -> Result<Result<(), MetaError>> {
         let outcome = self.commit_counted(bucket, change.amount, change.counted, change.batch).await?;
         if outcome.is_ok() {
+            change.telling.happened();
             self.reclaim.push(change.freed);
         }
         Ok(outcome)

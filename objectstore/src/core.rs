@@ -16,11 +16,13 @@ use crate::access::Leave;
 use crate::access::acl::Acl;
 use crate::accesslog::Logs;
 use crate::buckets::{Buckets, Known};
+use crate::change::Change;
 use crate::config::lifecycle;
 use crate::config::simple::Quota;
 use crate::crypt::Secret;
 use crate::error::{Error, Kind, Result};
 use crate::keys::{self, BucketId, DataId};
+use crate::notify::Event;
 use crate::operator::Operator;
 use crate::record::{self, Bucket, Manifest, Object};
 use crate::usage::Usages;
@@ -164,6 +166,17 @@ pub enum Access {
     Write,
 }
 
+/// Who changes a version, and how that is told.
+#[derive(Debug, Clone, Copy)]
+pub struct Teller<'a> {
+    /// Who.
+    pub caller: &'a Caller,
+    /// The bucket's name.
+    pub bucket: &'a str,
+    /// The event's.
+    pub name: &'a str,
+}
+
 /// A record with the bytes it was read from, which a commit checks.
 #[derive(Debug, Clone)]
 pub struct Seen<T> {
@@ -282,6 +295,7 @@ impl<B: BulkStore> Core<B> {
         bucket: BucketId,
         key: &str,
         which: crate::versions::Which,
+        teller: Option<Teller<'_>>,
         change: impl Fn(&mut Object) -> Result<()>,
     ) -> Result<Object> {
         for _ in 0..RETRIES {
@@ -289,8 +303,15 @@ impl<B: BulkStore> Core<B> {
             let mut object = at.seen.value;
             change(&mut object)?;
             let batch = Batch::new().check(at.key.clone(), Some(at.seen.raw)).put(at.key, object.encode());
-            match self.commit(batch).await {
-                Ok(()) => return Ok(object),
+            let mut all = Change::from(batch);
+            if let Some(Teller { caller, bucket, name }) = teller {
+                self.tell(&mut all, caller, bucket, Event { name, key, object: &object }).await?;
+            }
+            match self.commit(all.batch).await {
+                Ok(()) => {
+                    all.telling.happened();
+                    return Ok(object);
+                }
                 Err(MetaError::Conflict { .. }) => {}
                 Err(e) => return Err(e.into()),
             }

@@ -8,7 +8,7 @@
 //! M upload-id                   manifest          D blob-id                    a blob that some record names
 //! G blob-id                     blob to reclaim   X upload-id                  parts to clean away
 //! K name                        a key of the key service C name                     the store's own settings
-//! N bucket slot                 what is in a bucket
+//! N bucket slot                 what is in a bucket L destination 0 time random   an event to deliver
 //! ```
 //!
 //! `bucket` is the bucket's random 64-bit id, so a bucket made anew under an old name shares nothing with the old
@@ -116,6 +116,21 @@ pub fn garbage(id: BlobId) -> Bytes {
 /// `X upload-id`.
 pub fn cleanup(id: DataId) -> Bytes {
     key(b'X', &[&id.0])
+}
+/// `L destination 0 time random`: an event; a destination's name has no zero byte.
+pub fn event(destination: &str, at: UnixMicros, random: u64) -> Bytes {
+    key(b'L', &[destination.as_bytes(), &[0], &at.0.to_be_bytes(), &random.to_be_bytes()])
+}
+/// All events of a destination, oldest first.
+pub fn events_of(destination: &str) -> Range<Bytes> {
+    prefixed(key(b'L', &[destination.as_bytes(), &[0]]))
+}
+/// The destination and the time in an `L` key.
+pub fn event_parts(key: &[u8]) -> Option<(String, UnixMicros)> {
+    let (name, _) = key.get(1..)?.split_last_chunk::<8>()?;
+    let (name, time) = name.split_last_chunk::<8>()?;
+    let name = std::str::from_utf8(name.strip_suffix(&[0])?).ok()?;
+    Some((name.to_owned(), UnixMicros(u64::from_be_bytes(*time))))
 }
 /// `N bucket slot`.
 pub fn usage(bucket: BucketId, slot: u32) -> Bytes {

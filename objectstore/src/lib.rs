@@ -26,6 +26,7 @@
 //! | [`crypt`], [`vault`] | encryption of stored data, and the keys that it takes |
 //! | [`digest`], [`token`], [`xml`] | checksums, continuation tokens, documents |
 //! | [`accesslog`], [`witness`], [`delivery`] | server access logs: lines, where they come from, where they go |
+//! | [`notify`], [`courier`] | events: told in the commits that make them happen, delivered |
 //! | [`ageing`] | lifecycle rules carried out |
 //! | [`reclaim`] | giving space back |
 //! | [`mod@serve`] | engine cores, listeners, the store: a running Walrus |
@@ -46,6 +47,7 @@ pub mod buckets;
 pub mod change;
 pub mod config;
 pub mod core;
+pub mod courier;
 pub mod crypt;
 pub mod delivery;
 pub mod digest;
@@ -58,6 +60,7 @@ pub mod keys;
 pub mod list;
 pub mod metrics;
 pub mod note;
+pub mod notify;
 pub mod operator;
 pub mod ops;
 pub mod reclaim;

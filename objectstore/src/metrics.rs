@@ -31,6 +31,12 @@ struct BucketName {
     bucket: String,
 }
 
+/// Labels of a destination of events.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct To {
+    destination: String,
+}
+
 /// Buckets with gauges of their own: the largest ones.
 const BUCKETS_SHOWN: usize = 1_000;
 
@@ -44,6 +50,10 @@ pub struct Metrics {
     reclaimed: Counter,
     log_lines: Counter,
     log_lines_lost: Counter,
+    events_delivered: Family<To, Counter>,
+    events_lost: Counter,
+    events_waiting: Family<To, Gauge>,
+    events_lag: Family<To, Gauge>,
     bucket_objects: Family<BucketName, Gauge>,
     bucket_bytes: Family<BucketName, Gauge>,
     objects: Gauge,
@@ -69,6 +79,10 @@ impl Default for Metrics {
             reclaimed: Counter::default(),
             log_lines: Counter::default(),
             log_lines_lost: Counter::default(),
+            events_delivered: Family::default(),
+            events_lost: Counter::default(),
+            events_waiting: Family::default(),
+            events_lag: Family::default(),
             bucket_objects: Family::default(),
             bucket_bytes: Family::default(),
             objects: Gauge::default(),
@@ -95,6 +109,15 @@ impl Metrics {
         r.register("blobs_reclaimed", "Blobs deleted because nothing named them any more", metrics.reclaimed.clone());
         r.register("log_lines_written", "Lines of access logs written into buckets", metrics.log_lines.clone());
         r.register("log_lines_lost", "Lines of access logs that could not be written", metrics.log_lines_lost.clone());
+        r.register("events_delivered", "Events that a destination took", metrics.events_delivered.clone());
+        r.register("events_lost", "Events given up: no destination, too many, too old", metrics.events_lost.clone());
+        r.register("events_waiting", "Events that wait for a destination", metrics.events_waiting.clone());
+        r.register_with_unit(
+            "events_lag",
+            "Age of the oldest event that waits for a destination",
+            Unit::Seconds,
+            metrics.events_lag.clone(),
+        );
         r.register("objects", "Object versions in all buckets", metrics.objects.clone());
         r.register_with_unit("objects", "Bytes in all buckets", Unit::Bytes, metrics.object_bytes.clone());
         r.register("bucket_objects", "Object versions in a bucket", metrics.bucket_objects.clone());
@@ -114,6 +137,20 @@ impl Metrics {
             self.bucket_objects.get_or_create(&labels).set(used.objects);
             self.bucket_bytes.get_or_create(&labels).set(used.bytes);
         }
+    }
+    /// An event was taken.
+    pub fn event_delivered(&self, destination: &str) {
+        self.events_delivered.get_or_create(&To { destination: destination.to_owned() }).inc();
+    }
+    /// Events are given up.
+    pub fn events_lost(&self, events: u64) {
+        self.events_lost.inc_by(events);
+    }
+    /// How old a destination's oldest event is, in seconds, and how many wait.
+    pub fn event_lag(&self, destination: &str, seconds: u64, waiting: usize) {
+        let to = To { destination: destination.to_owned() };
+        self.events_lag.get_or_create(&to).set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        self.events_waiting.get_or_create(&to).set(i64::try_from(waiting).unwrap_or(i64::MAX));
     }
     /// Lines of access logs are in their bucket.
     pub fn log_lines_written(&self, lines: u64) {

@@ -1,7 +1,18 @@
-//! What only the operator of a Walrus may set, in a file: quotas of accounts, how often access logs are written.
+//! What only the operator of a Walrus may set, in a file: quotas of accounts, how often access logs are
+//! written, where events may go.
 //!
 //! ```toml
 //! log_seconds = 300
+//!
+//! [[webhook]]
+//! name = "hook"                        # arn:aws:sns:REGION:ACCOUNT:hook
+//! url = "http://127.0.0.1:8080/events"
+//! token = "secret"                     # Authorization: Bearer; optional
+//! accounts = ["000000000001"]          # who may name it; all where it is not said
+//!
+//! [[queue]]
+//! name = "jobs"                        # arn:aws:sqs:REGION:ACCOUNT:jobs
+//! folder = "/srv/jobs"
 //!
 //! [[quota]]
 //! account = "000000000001"
@@ -10,13 +21,15 @@
 //! ```
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use karri_base::units::parse_bytes;
 use serde::Deserialize;
 
 use crate::config::simple::Quota;
+use crate::notify::{Destination, Destinations, Place};
 use crate::serve::StartError;
 
 /// The operator's settings, read.
@@ -26,6 +39,8 @@ pub struct Operator {
     pub quotas: HashMap<String, Quota>,
     /// Lines of access logs wait so long for others at most.
     pub log_roll: Option<Duration>,
+    /// Where events may go.
+    pub destinations: Destinations,
 }
 
 /// The file.
@@ -34,7 +49,30 @@ pub struct Operator {
 pub struct File {
     log_seconds: Option<u64>,
     #[serde(default)]
+    webhook: Vec<Webhook>,
+    #[serde(default)]
+    queue: Vec<Queue>,
+    #[serde(default)]
     quota: Vec<AccountQuota>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Webhook {
+    name: String,
+    url: String,
+    token: Option<String>,
+    #[serde(default)]
+    accounts: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Queue {
+    name: String,
+    folder: PathBuf,
+    #[serde(default)]
+    accounts: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -58,11 +96,41 @@ impl Operator {
     }
 }
 
+impl Operator {
+    fn add(&mut self, name: &str, place: Place, accounts: Vec<String>) -> Result<(), String> {
+        let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        if name.is_empty() || name.len() > 80 || !name.bytes().all(fits) {
+            return Err(format!("{name:?} is no name: want 1 to 80 letters, digits, hyphens and underscores"));
+        }
+        let destination = Destination::new(name, place, accounts);
+        match self.destinations.insert(destination.id(), Arc::new(destination)) {
+            None => Ok(()),
+            Some(_) => Err(format!("there are two destinations {name:?} of one kind")),
+        }
+    }
+}
+
 impl TryFrom<File> for Operator {
     type Error = String;
 
     fn try_from(file: File) -> Result<Self, String> {
         let mut this = Self { log_roll: file.log_seconds.map(Duration::from_secs), ..Self::default() };
+        for Webhook { name, url, token, accounts } in file.webhook {
+            let uri: http::Uri = url.parse().map_err(|e| format!("webhook {name:?}: {url:?}: {e}"))?;
+            if uri.scheme_str() != Some("http") || uri.host().is_none() {
+                return Err(format!("webhook {name:?}: {url:?}: want http://HOST[:PORT]/PATH"));
+            }
+            if token.as_ref().is_some_and(|t| http::HeaderValue::from_str(t).is_err()) {
+                return Err(format!("webhook {name:?}: the token cannot be sent in a header"));
+            }
+            this.add(&name, Place::Webhook { url: uri, token }, accounts)?;
+        }
+        for Queue { name, folder, accounts } in file.queue {
+            if !folder.is_dir() {
+                return Err(format!("queue {name:?}: {} is no folder", folder.display()));
+            }
+            this.add(&name, Place::Queue(folder), accounts)?;
+        }
         for AccountQuota { account, max_bytes, max_objects } in file.quota {
             account.parse::<karri_base::id::AccountId>().map_err(|e| format!("quota of {account:?}: {e}"))?;
             let bytes = max_bytes.map(|text| parse_bytes(&text)).transpose();
@@ -72,5 +140,39 @@ impl TryFrom<File> for Operator {
             }
         }
         Ok(this)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Operator, String> {
+        let file: File = toml::from_str(text).map_err(|e| e.to_string())?;
+        Operator::try_from(file)
+    }
+
+    #[test]
+    fn files() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().display();
+        let text = format!(
+            "log_seconds = 5\n[[webhook]]\nname = \"h\"\nurl = \"http://127.0.0.1:1/x\"\n[[queue]]\nname = \"h\"\nfolder = \"{folder}\"\n\
+             [[quota]]\naccount = \"000000000001\"\nmax_bytes = \"10G\"\n"
+        );
+        let operator = read(&text).unwrap();
+        assert_eq!(operator.destinations.keys().collect::<Vec<_>>(), ["sns:h", "sqs:h"]);
+        assert_eq!(operator.quotas["000000000001"], Quota { bytes: Some(10 << 30), objects: None });
+        assert_eq!(operator.log_roll, Some(Duration::from_secs(5)));
+        for (text, why) in [
+            ("[[quota]]\naccount = \"1\"", "quota"),
+            ("[[webhook]]\nname = \"h\"\nurl = \"https://x/\"", "want http://"),
+            ("[[webhook]]\nname = \"a b\"\nurl = \"http://x/\"", "no name"),
+            ("[[queue]]\nname = \"q\"\nfolder = \"/absent/folder\"", "no folder"),
+            ("colour = 1", "colour"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
+        }
     }
 }

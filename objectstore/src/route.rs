@@ -176,6 +176,7 @@ impl<B: BulkStore> Routes<B> {
                 who,
                 source: peer.source,
                 secure: peer.secure,
+                request_id: req.extensions.get::<RequestId>().map_or(String::new(), |id| id.as_str().to_owned()),
             })
             .await?;
         if let Some(note) = req.extensions.get::<Note>() {

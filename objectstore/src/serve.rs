@@ -30,6 +30,7 @@ use crate::accesslog;
 use crate::ageing;
 use crate::config::lifecycle::Calendar;
 use crate::core::{Core, CoreRef, Shared};
+use crate::courier::{Bag, Courier};
 use crate::crypt::Secret;
 use crate::delivery;
 use crate::front::Front;
@@ -137,6 +138,7 @@ pub struct Handle {
     usage: Arc<SharedUsage>,
     cores: Cores,
     ends: Mutex<Ends>,
+    courier: Mutex<Option<Courier>>,
 }
 
 /// How to stop the jobs that run on the cores: serving ones first, the store's keeper last.
@@ -206,6 +208,7 @@ impl Handle {
             let _ = stop.send(());
         }
         overs.iter().for_each(End::wait);
+        drop(self.courier.lock().unwrap_or_else(PoisonError::into_inner).take());
         if let Some(End { stop, over }) = ends.keeper {
             let _ = stop.send(());
             End::wait(&over);
@@ -293,6 +296,7 @@ pub fn serve(options: ServeOptions) -> Result<Handle, StartError> {
     let cores = Cores::start(options.cores, &CoreOptions { name: "walrus".into(), ..CoreOptions::default() })?;
     let usage = Arc::new(SharedUsage::default());
     let ServeOptions { listen, store, meta, keys, region, metrics, clock, master, calendar, operator, .. } = options;
+    let destinations = operator.destinations.clone();
     let settings = Settings { clock, region, metrics, master, operator };
 
     // Core 0 opens the store and keeps it.
@@ -333,13 +337,20 @@ pub fn serve(options: ServeOptions) -> Result<Handle, StartError> {
         match is_ready.recv().unwrap_or(Err(StartError::Core(RunError::Closed))) {
             Ok(address) => local = address,
             Err(e) => {
-                drop(Handle { local, usage, cores, ends: Mutex::new(ends) });
+                drop(Handle { local, usage, cores, ends: Mutex::new(ends), courier: Mutex::default() });
                 return Err(e);
             }
         }
     }
     tracing::info!(listen = %local, store = %store.display(), cores = cores.len(), "Walrus serves");
-    Ok(Handle { local, usage, cores, ends: Mutex::new(ends) })
+    let handle = Handle { local, usage, cores, ends: Mutex::new(ends), courier: Mutex::default() };
+    if !destinations.is_empty() {
+        let bag = Bag { meta, clock: shared.clock.clone(), metrics: shared.metrics.clone() };
+        let courier = Courier::start(bag, destinations)
+            .map_err(|e| StartError::Config { what: format!("the thread that delivers events cannot start: {e}") })?;
+        *handle.courier.lock().unwrap_or_else(PoisonError::into_inner) = Some(courier);
+    }
+    Ok(handle)
 }
 
 /// Listeners that share a port would share it with a stranger of the same user too: a plain one finds out.

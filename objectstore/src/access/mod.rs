@@ -67,6 +67,8 @@ pub struct Facts {
     pub source: Option<IpAddr>,
     /// True over TLS.
     pub secure: bool,
+    /// The request's id.
+    pub request_id: String,
 }
 
 /// What a request was let in for.

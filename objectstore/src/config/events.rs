@@ -55,6 +55,19 @@ pub struct Notification {
 }
 
 impl Notification {
+    /// True where both may tell the same event.
+    fn overlaps(&self, other: &Self) -> bool {
+        let meets = |a: &str, b: &str| {
+            let within = |family: &str, event: &str| family.strip_suffix('*').is_some_and(|f| event.starts_with(f));
+            a == b || within(a, b) || within(b, a)
+        };
+        let text = |t: &Option<String>| t.clone().unwrap_or_default();
+        let (p, q) = (text(&self.prefix), text(&other.prefix));
+        let (s, t) = (text(&self.suffix), text(&other.suffix));
+        self.events.iter().any(|a| other.events.iter().any(|b| meets(a, b)))
+            && (p.starts_with(&q) || q.starts_with(&p))
+            && (s.ends_with(&t) || t.ends_with(&s))
+    }
     /// True when an event (`ObjectCreated:Put`) of a key is told.
     pub fn tells(&self, event: &str, key: &str) -> bool {
         let named = |pattern: &String| {
@@ -113,6 +126,33 @@ pub fn parse(document: &[u8]) -> Result<Vec<Notification>> {
     }
     Ok(all)
 }
+
+/// What is refused although it can be read: what would never be told, and what would be told twice.
+///
+/// # Errors
+/// `NotImplemented`, `InvalidArgument`.
+pub fn check(document: &[u8], all: &[Notification]) -> Result<()> {
+    let root = Element::parse(document, "NotificationConfiguration")?;
+    if root.child("EventBridgeConfiguration").is_some() || all.iter().any(|n| KINDS[n.kind].1 == "CloudFunction") {
+        return Err(Error::new(Kind::NotImplemented, "Events go to topics and queues only."));
+    }
+    if let Some(event) = all.iter().flat_map(|n| &n.events).find(|e| NEVER.iter().any(|never| e.starts_with(never))) {
+        return Err(Error::new(Kind::InvalidArgument, format!("A specified event is not supported: {event}")));
+    }
+    for (i, a) in all.iter().enumerate() {
+        if all[i + 1..].iter().any(|b| a.overlaps(b)) {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                "Configurations overlap. Configurations on the same bucket cannot share a common event type.",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What does not happen here.
+const NEVER: [&str; 5] =
+    ["s3:ReducedRedundancyLostObject", "s3:ObjectRestore:", "s3:Replication:", "s3:IntelligentTiering", "s3:TestEvent"];
 
 /// The document.
 pub fn to_xml(all: &[Notification]) -> String {

@@ -9,6 +9,7 @@ use crate::core::{Access, Caller, CoreRef, RETRIES};
 use crate::digest::{self, Algorithm, Checksum, ChecksumType};
 use crate::error::{Error, Kind, Result};
 use crate::keys::{self, DataId};
+use crate::notify::Event;
 use crate::ops::condition::WriteConditions;
 use crate::ops::encryption::{CustomerKey, Shown};
 use crate::ops::get::{ChecksumFields, etag};
@@ -77,6 +78,8 @@ pub async fn complete_multipart_upload<B: BulkStore>(
         core.supersede(&mut change, &bucket.value, &input.key, old.as_ref(), &mut object).await?;
         change.counted = object.size;
         change.batch = close_upload(change.batch, bucket.value.id, upload.key, upload.seen.raw, id);
+        let event = Event { name: "ObjectCreated:CompleteMultipartUpload", key: &input.key, object: &object };
+        core.tell(&mut change, caller, &input.bucket, event).await?;
         match core.apply(&bucket.value, change).await? {
             Ok(()) => {
                 core.reclaim.push_cleanup(id);

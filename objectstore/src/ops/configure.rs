@@ -86,9 +86,7 @@ pub async fn call<B: BulkStore>(operation: &'static str, asked: &Asked<'_, B>) -
         "GetBucketLogging" => or_default(asked, Doc::Logging, || Logging::to_xml(None)).await,
         "PutBucketLogging" => put_logging(asked).await,
         "GetBucketNotificationConfiguration" => or_default(asked, Doc::Notification, || events::to_xml(&[])).await,
-        "PutBucketNotificationConfiguration" => {
-            put(asked, Doc::Notification, events::to_xml(&events::parse(asked.document)?)).await
-        }
+        "PutBucketNotificationConfiguration" => put_notification(asked).await,
         "GetBucketRequestPayment" => or_default(asked, Doc::Payment, || simple::payment_xml(false)).await,
         "PutBucketRequestPayment" => {
             put(asked, Doc::Payment, simple::payment_xml(simple::payment(asked.document)?)).await
@@ -293,6 +291,17 @@ async fn put_ownership<B: BulkStore>(asked: &Asked<'_, B>) -> Result<Answer> {
         return Err(Kind::InvalidBucketAclWithObjectOwnership.into());
     }
     put(asked, Doc::Ownership, ownership.to_xml()).await
+}
+
+async fn put_notification<B: BulkStore>(asked: &Asked<'_, B>) -> Result<Answer> {
+    let notifications = events::parse(asked.document)?;
+    events::check(asked.document, &notifications)?;
+    let owner = asked.core.known(asked.bucket).await?.bucket().owner.clone();
+    asked.core.check_notifications(&notifications, &owner)?;
+    put(asked, Doc::Notification, events::to_xml(&notifications)).await?;
+    let id = &asked.caller.leave.facts.request_id;
+    asked.core.tell_test(&notifications, &owner, asked.bucket, id).await?;
+    Ok(Answer::done())
 }
 
 async fn put_logging<B: BulkStore>(asked: &Asked<'_, B>) -> Result<Answer> {

@@ -16,6 +16,7 @@ use crate::change::Change;
 use crate::core::{Access, Caller, CoreRef, RETRIES, Seen};
 use crate::error::{Error, Kind, Result};
 use crate::keys;
+use crate::notify::{Event, LIFECYCLE};
 use crate::ops::condition::WriteConditions;
 use crate::ops::put::{Target, check_key, replace};
 use crate::record::{Bucket, Object, Versioning};
@@ -133,7 +134,7 @@ pub async fn remove<B: BulkStore>(
     bypass: bool,
 ) -> Result<Done> {
     for _ in 0..RETRIES {
-        let (mut change, done) = match (which, bucket.value.versioning) {
+        let (mut change, done, object) = match (which, bucket.value.versioning) {
             (Which::Current, Versioning::Enabled | Versioning::Suspended) => {
                 let old = core.object(bucket.value.id, target.key).await?;
                 match &old {
@@ -154,7 +155,7 @@ pub async fn remove<B: BulkStore>(
                 };
                 let mut change = Change::from(replace(target, &bucket, old.as_ref()));
                 core.supersede(&mut change, &bucket.value, target.key, old.as_ref(), &mut marker).await?;
-                (change, Done { marker: true, version_id: Some(marker.version_text()) })
+                (change, Done { marker: true, version_id: Some(marker.version_text()) }, marker)
             }
             (Which::Current, Versioning::Never) => {
                 let Some(old) = core.object(bucket.value.id, target.key).await? else { return Ok(Done::default()) };
@@ -162,7 +163,7 @@ pub async fn remove<B: BulkStore>(
                 let object_key = keys::object(bucket.value.id, target.key.as_bytes());
                 let mut change = Change::from(Batch::new().check(object_key.clone(), Some(old.raw)).del(object_key));
                 core.retire(&mut change, &old.value).await?;
-                (change, Done::default())
+                (change, Done::default(), old.value)
             }
             (Which::Null | Which::Id(_), _) => {
                 let version_id = Some(if let Which::Id(id) = which { id.to_hex() } else { "null".into() });
@@ -178,7 +179,7 @@ pub async fn remove<B: BulkStore>(
                 }
                 let mut change = Change::default();
                 core.take_away(&mut change, bucket.value.id, target.key, &at).await?;
-                (change, Done { marker: at.seen.value.marker, version_id })
+                (change, Done { marker: at.seen.value.marker, version_id }, at.seen.value)
             }
         };
         // Whether versions are kept must not change in between.
@@ -186,6 +187,15 @@ pub async fn remove<B: BulkStore>(
         if checks.iter().all(|(key, _)| *key != keys::bucket(target.bucket)) && which == Which::Current {
             checks.push((keys::bucket(target.bucket), Some(bucket.raw.clone())));
         }
+        let made = object.marker && which == Which::Current;
+        let name = match (target.caller.leave.facts.operation == LIFECYCLE, made) {
+            (false, false) => "ObjectRemoved:Delete",
+            (false, true) => "ObjectRemoved:DeleteMarkerCreated",
+            (true, false) => "LifecycleExpiration:Delete",
+            (true, true) => "LifecycleExpiration:DeleteMarkerCreated",
+        };
+        let event = Event { name, key: target.key, object: &object };
+        core.tell(&mut change, target.caller, target.bucket, event).await?;
         match core.apply(&bucket.value, change).await? {
             Ok(()) => return Ok(done),
             Err(MetaError::Conflict { .. }) => {

@@ -117,7 +117,7 @@ pub async fn put_object_retention<B: BulkStore>(
     };
     let bypass = input.bypass_governance_retention.unwrap_or(false);
     let which = Which::new(input.version_id.as_deref())?;
-    core.change_version(bucket.value.id, &input.key, which, |object| {
+    core.change_version(bucket.value.id, &input.key, which, None, |object| {
         check_change(object.lock.retention, new, now, bypass)?;
         object.lock.retention = new;
         Ok(())
@@ -161,7 +161,7 @@ pub async fn put_object_legal_hold<B: BulkStore>(
     let status = input.legal_hold.and_then(|h| h.status).ok_or(Kind::MalformedXml)?;
     let hold = on_or_off(status.as_str()).ok_or(Kind::MalformedXml)?;
     let which = Which::new(input.version_id.as_deref())?;
-    core.change_version(bucket.value.id, &input.key, which, |object| {
+    core.change_version(bucket.value.id, &input.key, which, None, |object| {
         object.lock.hold = Some(hold);
         Ok(())
     })

@@ -5,6 +5,7 @@ use karri_bulk::BulkStore;
 use crate::access::acl::{Acl, Owners, Permission};
 use crate::config::Doc;
 use crate::config::simple::Ownership;
+use crate::core::Teller;
 use crate::error::{Error, Kind, Result};
 use crate::ops::configure::asked_acl;
 use crate::record::{Bucket, Object};
@@ -56,7 +57,8 @@ pub async fn put<B: BulkStore>(asked: &Asked<'_, B>) -> Result<Answer> {
         object.acl = (!acl.is_private(&object.owner)).then_some(acl);
         Ok(())
     };
-    let object = asked.core.change_version(bucket.id, asked.key, which, change).await?;
+    let teller = Some(Teller { caller: asked.caller, bucket: asked.bucket, name: "ObjectAcl:Put" });
+    let object = asked.core.change_version(bucket.id, asked.key, which, teller, change).await?;
     Ok(of_version(Answer::done(), id_shown(bucket, &object)))
 }
 

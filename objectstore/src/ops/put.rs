@@ -13,6 +13,7 @@ use crate::core::{Caller, Core, CoreRef, RETRIES, Seen};
 use crate::digest::Algorithm;
 use crate::error::{Error, Kind, Result};
 use crate::keys;
+use crate::notify::Event;
 use crate::ops::condition::WriteConditions;
 use crate::ops::encryption::{Asked, CustomerKey, Shown};
 use crate::ops::get::{ChecksumFields, etag};
@@ -138,6 +139,13 @@ pub async fn publish<B: BulkStore>(
         let mut change = Change::from(replace(target, &bucket, old.as_ref()));
         stored.name(&mut change.batch);
         core.supersede(&mut change, &bucket.value, target.key, old.as_ref(), object).await?;
+        let name = match target.caller.leave.facts.operation {
+            "CopyObject" => "ObjectCreated:Copy",
+            "PostObject" => "ObjectCreated:Post",
+            _ => "ObjectCreated:Put",
+        };
+        let event = Event { name, key: target.key, object };
+        core.tell(&mut change, target.caller, target.bucket, event).await?;
         match stored.commit(core, &bucket.value, change).await? {
             Ok(()) => return Ok(object.version.map(keys::DataId::to_hex)),
             Err(MetaError::Conflict { .. }) => {

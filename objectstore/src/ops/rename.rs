@@ -14,6 +14,7 @@ use crate::change::Change;
 use crate::core::{Caller, CoreRef, RETRIES};
 use crate::error::{Error, Kind, Result};
 use crate::keys;
+use crate::notify::Event;
 use crate::ops::condition::ReadConditions;
 use crate::ops::put::{Target, check_key, replace};
 use crate::record::Versioning;
@@ -132,6 +133,10 @@ pub async fn rename_object<B: BulkStore>(core: &CoreRef<B>, caller: &Caller, ask
             core.retire(&mut change, &old.value).await?;
         }
         change.batch.puts.push((keys::object(bucket.value.id, asked.to.as_bytes()), source.raw));
+        for (name, key) in [("ObjectRemoved:Delete", &asked.from), ("ObjectCreated:Copy", &asked.to)] {
+            let event = Event { name, key, object: &source.value };
+            core.tell(&mut change, caller, &asked.bucket, event).await?;
+        }
         match core.apply(&bucket.value, change).await? {
             Ok(()) => return Ok(()),
             Err(MetaError::Conflict { .. }) => {}

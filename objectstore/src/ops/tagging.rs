@@ -9,7 +9,7 @@ use s3s::dto::{
     PutObjectTaggingInput, PutObjectTaggingOutput, Tag,
 };
 
-use crate::core::{Access, Caller, CoreRef};
+use crate::core::{Access, Caller, CoreRef, Teller};
 use crate::error::{Error, Kind, Result};
 use crate::record::Tags;
 use crate::versions::{Which, id_shown};
@@ -85,8 +85,9 @@ pub async fn put_object_tagging<B: BulkStore>(
     let owner = input.expected_bucket_owner.as_deref();
     let bucket = core.bucket(caller, &input.bucket, owner, Access::Write).await?;
     let which = Which::new(input.version_id.as_deref())?;
+    let teller = Some(Teller { caller, bucket: &input.bucket, name: "ObjectTagging:Put" });
     let object = core
-        .change_version(bucket.value.id, &input.key, which, |object| {
+        .change_version(bucket.value.id, &input.key, which, teller, |object| {
             object.tags = tags.clone();
             Ok(())
         })
@@ -103,8 +104,9 @@ pub async fn delete_object_tagging<B: BulkStore>(
     let owner = input.expected_bucket_owner.as_deref();
     let bucket = core.bucket(caller, &input.bucket, owner, Access::Write).await?;
     let which = Which::new(input.version_id.as_deref())?;
+    let teller = Some(Teller { caller, bucket: &input.bucket, name: "ObjectTagging:Delete" });
     let object = core
-        .change_version(bucket.value.id, &input.key, which, |object| {
+        .change_version(bucket.value.id, &input.key, which, teller, |object| {
             object.tags = Tags::default();
             Ok(())
         })

@@ -2,6 +2,7 @@
 
 mod client;
 mod kill;
+mod told;
 mod tools;
 
 use std::net::SocketAddr;

@@ -53,11 +53,13 @@ impl Walrus {
 
 impl<B: BulkStore> Walrus<B> {
     pub async fn over(meta: MemoryStore, bulk: B) -> Self {
+        Self::at(meta, bulk, Arc::new(SystemClock)).await
+    }
+    /// With a clock of its own; requests are signed by the machine's.
+    pub async fn at(meta: MemoryStore, bulk: B, clock: Arc<dyn Clock>) -> Self {
         let dynamic: Arc<dyn MetaStore> = Arc::new(meta.clone());
         let shared =
-            Shared::open(&dynamic, Arc::new(SystemClock), "us-east-1".into(), Metrics::default(), Secret([5; 32]))
-                .await
-                .unwrap();
+            Shared::open(&dynamic, clock, "us-east-1".into(), Metrics::default(), Secret([5; 32])).await.unwrap();
         let core = Core::new(dynamic, bulk.clone(), shared);
         let front = Front::new(&core, &ring());
         Self { meta, bulk, core, front }

@@ -7,6 +7,7 @@ mod client;
 mod crash;
 mod crash_versions;
 mod encryption;
+mod events;
 mod listing;
 mod logging;
 mod multipart;

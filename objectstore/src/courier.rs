@@ -1,0 +1,243 @@
+//! Delivers events: one task a destination, oldest first, tried again until they are taken or too old.
+//!
+//! Runs on a thread of its own, off the engine's cores: it posts to strangers and writes files. An event is deleted after it
+//! was taken, so a crash in between delivers it twice.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{Method, Request};
+use http_body_util::Full;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use karri_base::clock::{Clock, UnixMicros};
+use karri_meta::{Batch, MetaError, MetaStore, Scan};
+use tokio::io::AsyncWriteExt as _;
+
+use crate::keys;
+use crate::metrics::Metrics;
+use crate::notify::{Destination, Destinations, Place, Told};
+
+/// Events read in one go.
+const PAGE: usize = 100;
+/// Pauses after failures: from, to.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+/// How long a webhook may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// An event that nobody took for so long is given up.
+const AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// How often a task looks without being rung: events of commits that were cut off.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// The thread that delivers.
+pub struct Courier {
+    stop: tokio::sync::watch::Sender<bool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// What a courier delivers with.
+#[derive(Clone)]
+pub struct Bag {
+    /// Records.
+    pub meta: Arc<dyn MetaStore>,
+    /// Wall-clock time.
+    pub clock: Arc<dyn Clock>,
+    /// Counters.
+    pub metrics: Metrics,
+}
+
+impl Courier {
+    /// Begins to deliver.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn start(bag: Bag, destinations: Destinations) -> std::io::Result<Self> {
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new().name("walrus-courier".into()).spawn(move || {
+            runtime.block_on(async move {
+                if let Err(error) = drop_strangers(&bag, &destinations).await {
+                    tracing::warn!(error = %error, "events of destinations that are gone could not be looked for");
+                }
+                let tasks = destinations.into_values().map(|to| {
+                    let (bag, mut stopped) = (bag.clone(), stopped.clone());
+                    tokio::spawn(async move {
+                        tokio::select! {
+                            () = serve(&bag, &to) => {}
+                            _ = stopped.wait_for(|stopped| *stopped) => {}
+                        }
+                    })
+                });
+                futures_util::future::join_all(tasks).await;
+            });
+        })?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Courier {
+    fn drop(&mut self) {
+        // Nobody listens any more where the thread has ended.
+        let _ = self.stop.send(true);
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the courier of events panicked");
+        }
+    }
+}
+
+/// Deletes the events of destinations that the operator has taken away.
+async fn drop_strangers(bag: &Bag, destinations: &Destinations) -> Result<(), MetaError> {
+    let mut range = keys::all(b'L');
+    let mut lost = 0;
+    loop {
+        let found = bag.meta.scan(Scan::new(range.clone(), 1)).await?;
+        let Some((key, _)) = found.first() else { break };
+        let id = keys::event_parts(key).map(|(id, _)| id);
+        let of_id = id.as_ref().map_or_else(|| key.clone()..keys::after(key), |id| keys::events_of(id));
+        if id.is_none_or(|id| !destinations.contains_key(&id)) {
+            loop {
+                let page = bag.meta.scan(Scan::new(of_id.clone(), PAGE)).await?;
+                if page.is_empty() {
+                    break;
+                }
+                lost += page.len() as u64;
+                bag.meta.commit(Batch { dels: page.into_iter().map(|(key, _)| key).collect(), ..Batch::new() }).await?;
+            }
+        }
+        range.start = of_id.end;
+    }
+    if lost > 0 {
+        bag.metrics.events_lost(lost);
+        tracing::warn!(events = lost, "events of destinations that are no longer configured were dropped");
+    }
+    Ok(())
+}
+
+/// Delivers to one destination, for ever.
+async fn serve(bag: &Bag, to: &Destination) {
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let mut pause = BACK_OFF.0;
+    let mut troubled = false;
+    loop {
+        let error = match work(bag, to, &client).await {
+            Ok(()) => {
+                (pause, troubled) = (BACK_OFF.0, false);
+                bag.metrics.event_lag(&to.id(), 0, to.waiting.load(Ordering::Relaxed));
+                // Rung, or time to look again.
+                let _ = tokio::time::timeout(LOOK_EVERY, to.bell.notified()).await;
+                continue;
+            }
+            Err(error) => error,
+        };
+        if !troubled {
+            // Once per outage.
+            troubled = true;
+            tracing::warn!(destination = to.id(), error = %error, "events cannot be delivered; trying again");
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(BACK_OFF.1);
+    }
+}
+
+/// Delivers all that waits.
+async fn work(bag: &Bag, to: &Destination, client: &Client<HttpConnector, Full<Bytes>>) -> Result<(), String> {
+    let id = to.id();
+    loop {
+        let page = bag.meta.scan(Scan::new(keys::events_of(&id), PAGE)).await.map_err(|e| e.to_string())?;
+        if page.is_empty() {
+            to.waiting.store(0, Ordering::Relaxed);
+            return Ok(());
+        }
+        for (key, raw) in page {
+            let at = keys::event_parts(&key).map_or(UnixMicros(0), |(_, at)| at);
+            let age = Duration::from_micros(bag.clock.now().0.saturating_sub(at.0));
+            bag.metrics.event_lag(&id, age.as_secs(), to.waiting.load(Ordering::Relaxed));
+            let outcome = match Told::decode(&raw) {
+                Ok(told) => deliver(to, client, &key, told.body).await,
+                // What is damaged nobody will ever take.
+                Err(e) => {
+                    tracing::error!(destination = id, error = %e, "an event's record is damaged");
+                    Err(String::new())
+                }
+            };
+            match outcome {
+                Ok(()) => bag.metrics.event_delivered(&id),
+                Err(error) if age < AGE_MAX && !error.is_empty() => return Err(error),
+                Err(_) => bag.metrics.events_lost(1),
+            }
+            bag.meta.commit(Batch::new().del(key)).await.map_err(|e| e.to_string())?;
+            // A cut-off commit's event was not counted.
+            let _ = to.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        }
+    }
+}
+
+async fn deliver(
+    to: &Destination,
+    client: &Client<HttpConnector, Full<Bytes>>,
+    key: &[u8],
+    body: Bytes,
+) -> Result<(), String> {
+    match &to.place {
+        Place::Webhook { url, token } => {
+            let mut request = Request::builder()
+                .method(Method::POST)
+                .uri(url.clone())
+                .header(CONTENT_TYPE, "application/json")
+                .header("user-agent", concat!("karri-walrus/", env!("CARGO_PKG_VERSION")));
+            if let Some(token) = token {
+                request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+            }
+            let request = request.body(Full::new(body)).map_err(|e| e.to_string())?;
+            let answer = tokio::time::timeout(PATIENCE, client.request(request)).await;
+            let answer = answer.map_err(|_| format!("no answer within {} s", PATIENCE.as_secs()))?;
+            let status = answer.map_err(|e| e.to_string())?.status();
+            if status.is_success() { Ok(()) } else { Err(format!("answered {status}")) }
+        }
+        Place::Queue(folder) => enqueue(folder, key, &body).await.map_err(|e| format!("{}: {e}", folder.display())),
+    }
+}
+
+/// One message as a file, complete whenever it is seen: `TIME-RANDOM.json`, in the order of events.
+async fn enqueue(folder: &Path, key: &[u8], body: &[u8]) -> std::io::Result<()> {
+    let name = hex::encode(&key[key.len().saturating_sub(16)..]);
+    let text = String::from_utf8_lossy(body);
+    let message = serde_json::json!({
+        "MessageId": name,
+        "MD5OfBody": hex::encode(<md5::Md5 as md5::Digest>::digest(body)),
+        "Body": text,
+    });
+    let hidden = folder.join(format!(".{name}.part"));
+    let mut file = tokio::fs::File::create(&hidden).await?;
+    file.write_all(message.to_string().as_bytes()).await?;
+    file.sync_all().await?;
+    drop(file);
+    tokio::fs::rename(&hidden, folder.join(format!("{name}.json"))).await?;
+    tokio::fs::File::open(folder).await?.sync_all().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn messages_are_whole_files_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = |at: u64| keys::event("sqs:q", UnixMicros(at), 7);
+        for at in [5, 3] {
+            enqueue(dir.path(), &key(at), format!("{{\"at\":{at}}}").as_bytes()).await.unwrap();
+        }
+        let mut names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
+        names.sort();
+        assert_eq!(names.len(), 2);
+        let first: serde_json::Value = serde_json::from_slice(&std::fs::read(&names[0]).unwrap()).unwrap();
+        assert_eq!(first["Body"], "{\"at\":3}");
+        assert_eq!(first["MD5OfBody"], hex::encode(<md5::Md5 as md5::Digest>::digest(b"{\"at\":3}")));
+        assert!(names[0].to_string_lossy().ends_with(&format!("{}.json", first["MessageId"].as_str().unwrap())));
+    }
+}
