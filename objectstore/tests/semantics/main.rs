@@ -1,6 +1,7 @@
 //! Walrus's semantics over memory twins, from signed HTTP request to answer, in this process.
 
 mod access;
+mod ageing;
 mod auth;
 mod buckets;
 mod client;
