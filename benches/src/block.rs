@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::Settings;
 use crate::server::{Server, installed, pin_load};
 use crate::table::{Results, Sample};
-use crate::virtio::{Device, Kind, Workload};
+use crate::virtio::{DataMemory, Device, Kind, Workload};
 
 const OURS: &str = "karri";
 const QSD: &str = "qemu-storage-daemon";
@@ -29,13 +29,17 @@ struct Target {
 pub fn run(settings: &Settings) -> Result<(), String> {
     let scratch = tempfile::tempdir_in(&settings.dir).map_err(|e| e.to_string())?;
     let folder = scratch.path().canonicalize().map_err(|e| e.to_string())?;
-    let (mut targets, raw) = (Vec::new(), folder.join("raw.img"));
+    let (mut targets, raw, data) = (Vec::new(), folder.join("raw.img"), DataMemory::new()?);
     for (name, program) in [(OURS, settings.karri.as_path()), (QSD, Path::new(QSD))] {
         if !installed(program) {
             println!("SKIPPED {name}: {} is not there", program.display());
             continue;
         }
-        targets.push(if name == OURS { karri(settings, &folder)? } else { qsd(settings, &folder, &raw)? });
+        targets.push(if name == OURS {
+            karri(settings, &folder, &data)?
+        } else {
+            qsd(settings, &folder, &raw, &data)?
+        });
     }
     pin_load();
     let volume = settings.volume_mib << 20;
@@ -76,12 +80,12 @@ pub fn run(settings: &Settings) -> Result<(), String> {
     Ok(())
 }
 
-fn connect(mut server: Server, folder: &Path, socket: &Path, log: &str) -> Result<Target, String> {
+fn connect(mut server: Server, folder: &Path, socket: &Path, log: &str, data: &DataMemory) -> Result<Target, String> {
     server.wait(folder, log, || socket.exists())?;
     let mut refused = String::new();
     let mut device = None;
     // The socket's name is there a moment before the server listens.
-    server.wait(folder, log, || match Device::connect(socket) {
+    server.wait(folder, log, || match Device::connect(socket, data) {
         Ok(connected) => {
             device = Some(connected);
             true
@@ -98,7 +102,7 @@ fn connect(mut server: Server, folder: &Path, socket: &Path, log: &str) -> Resul
     }
 }
 
-fn karri(settings: &Settings, folder: &Path) -> Result<Target, String> {
+fn karri(settings: &Settings, folder: &Path, data: &DataMemory) -> Result<Target, String> {
     let program = settings.karri.canonicalize().map_err(|e| format!("{}: {e}", settings.karri.display()))?;
     let socket = folder.join("karri.sock");
     let mib = settings.volume_mib;
@@ -107,12 +111,13 @@ fn karri(settings: &Settings, folder: &Path) -> Result<Target, String> {
     let mut args: Vec<String> = args.map(str::to_owned).into();
     args.extend(["--volume".into(), format!("bench:{mib}M")]);
     args.extend(["--vhost-user".into(), socket.display().to_string()]);
+    args.extend(settings.pin_memory.then(|| "--pin-memory".into()));
     let mut server = Server::pinned(OURS);
     server.spawn(&program, &args, folder, "karri.log")?;
-    connect(server, folder, &socket, "karri.log")
+    connect(server, folder, &socket, "karri.log", data)
 }
 
-fn qsd(settings: &Settings, folder: &Path, raw: &Path) -> Result<Target, String> {
+fn qsd(settings: &Settings, folder: &Path, raw: &Path, data: &DataMemory) -> Result<Target, String> {
     let socket = folder.join("qsd.sock");
     let file = std::fs::File::create(raw).map_err(|e| e.to_string())?;
     file.set_len(settings.volume_mib << 20).map_err(|e| e.to_string())?;
@@ -127,7 +132,7 @@ fn qsd(settings: &Settings, folder: &Path, raw: &Path) -> Result<Target, String>
     ];
     let mut server = Server::pinned(QSD);
     server.spawn(Path::new(QSD), &args, folder, "qsd.log")?;
-    connect(server, folder, &socket, "qsd.log")
+    connect(server, folder, &socket, "qsd.log", data)
 }
 
 fn fio_sample(settings: &Settings, raw: &Path, work: Workload) -> Result<Sample, String> {

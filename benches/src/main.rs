@@ -56,6 +56,9 @@ pub struct Settings {
     /// Only the workloads whose name contains this, such as `randwrite`.
     #[arg(long, default_value = "")]
     only: String,
+    /// karri pins the guest's memory (`storage export --pin-memory`), which it does not unless it is told to.
+    #[arg(long)]
+    pin_memory: bool,
     /// About one minute for everything.
     #[arg(long)]
     quick: bool,

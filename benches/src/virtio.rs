@@ -35,7 +35,7 @@ const USED: u64 = 0x4000;
 const HEADERS: u64 = 0x10000;
 const DATA: u64 = 1 << 20;
 const DATA_STRIDE: u64 = 1 << 20;
-const MEMORY: usize = (DATA + SLOTS_MAX as u64 * DATA_STRIDE) as usize;
+const DATA_BYTES: usize = (SLOTS_MAX as u64 * DATA_STRIDE) as usize;
 
 const F_VERSION_1: u64 = 1 << 32;
 const F_EVENT_IDX: u64 = 1 << 29;
@@ -65,6 +65,27 @@ pub struct Workload {
     pub depth: u16,
 }
 
+/// The memory that data is read to and written from. All devices share it: how its pages lie in physical memory, and so
+/// how many pieces the kernel makes of a large transfer, is then the same for all.
+pub struct DataMemory(File);
+
+impl DataMemory {
+    /// Fresh memory.
+    ///
+    /// # Errors
+    /// The system's words.
+    pub fn new() -> Result<Self, String> {
+        memfd(DATA_BYTES as u64).map(Self)
+    }
+}
+
+fn memfd(bytes: u64) -> Result<File, String> {
+    let memfd = rustix::fs::memfd_create("karri-bench", rustix::fs::MemfdFlags::CLOEXEC).map_err(|e| e.to_string())?;
+    let memfd = File::from(memfd);
+    memfd.set_len(bytes).map_err(|e| e.to_string())?;
+    Ok(memfd)
+}
+
 /// A connected block device.
 pub struct Device {
     // Kept: the connection is the device's life.
@@ -85,16 +106,16 @@ impl Device {
     ///
     /// # Errors
     /// A sentence naming the step that failed.
-    pub fn connect(socket: &Path) -> Result<Self, String> {
+    pub fn connect(socket: &Path, data: &DataMemory) -> Result<Self, String> {
         let step = |what: &'static str| move |e: vhost::Error| format!("vhost-user {what}: {e}");
-        let memfd =
-            rustix::fs::memfd_create("karri-bench", rustix::fs::MemfdFlags::CLOEXEC).map_err(|e| e.to_string())?;
-        let memfd = File::from(memfd);
-        memfd.set_len(MEMORY as u64).map_err(|e| e.to_string())?;
-        let ranges = [(GuestAddress(0), MEMORY, Some(FileOffset::new(memfd, 0)))];
+        let ranges = [
+            (GuestAddress(0), DATA as usize, Some(FileOffset::new(memfd(DATA)?, 0))),
+            (GuestAddress(DATA), DATA_BYTES, Some(FileOffset::new(data.0.try_clone().map_err(|e| e.to_string())?, 0))),
+        ];
         let memory = GuestMemoryMmap::from_ranges_with_files(ranges).map_err(|e| format!("guest memory: {e}"))?;
-        let region = memory.iter().next().ok_or("guest memory has no region")?;
-        let region = VhostUserMemoryRegionInfo::from_guest_region(region).map_err(step("memory"))?;
+        let regions = memory.iter().map(VhostUserMemoryRegionInfo::from_guest_region);
+        let regions = regions.collect::<Result<Vec<_>, _>>().map_err(step("memory"))?;
+        let rings = regions.first().ok_or("guest memory has no region")?.userspace_addr;
 
         let mut frontend = Frontend::connect(socket, 1).map_err(|e| format!("{}: {e}", socket.display()))?;
         frontend.set_owner().map_err(step("SET_OWNER"))?;
@@ -114,12 +135,12 @@ impl Device {
             config.copy_from_slice(&bytes[..60]);
         }
         frontend.set_features(features).map_err(step("SET_FEATURES"))?;
-        frontend.set_mem_table(&[region]).map_err(step("SET_MEM_TABLE"))?;
+        frontend.set_mem_table(&regions).map_err(step("SET_MEM_TABLE"))?;
         let (kick, call) = (eventfd()?, eventfd()?);
         let called = Epoll::new().map_err(|e| format!("epoll: {e}"))?;
         let readable = EpollEvent::new(EventSet::IN, 0);
         called.ctl(ControlOperation::Add, call.as_raw_fd(), readable).map_err(|e| format!("epoll: {e}"))?;
-        let at = |offset: u64| region.userspace_addr + offset;
+        let at = |offset: u64| rings + offset;
         frontend.set_vring_num(0, QUEUE).map_err(step("SET_VRING_NUM"))?;
         let addresses = VringConfigData {
             queue_max_size: QUEUE,
@@ -155,7 +176,7 @@ impl Device {
     pub fn fill(&mut self, bytes: u64) -> Result<(), String> {
         let work = Workload { kind: Kind::Write, bytes: 1 << 20, depth: 8 };
         let mut rng = SmallRng::seed_from_u64(1);
-        let mut noise = vec![0u8; MEMORY - DATA as usize];
+        let mut noise = vec![0u8; DATA_BYTES];
         rng.fill_bytes(&mut noise);
         self.memory.write_slice(&noise, GuestAddress(DATA)).map_err(|e| e.to_string())?;
         let mut next = (0..bytes.min(self.capacity) >> 20).map(|mib| mib << 11);
