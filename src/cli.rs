@@ -104,6 +104,9 @@ enum StorageAlone {
         /// Listen on this vhost-user-blk socket
         #[arg(long, value_name = "SOCK")]
         vhost_user: Option<PathBuf>,
+        /// Pin the guest's memory and register it for I/O: faster; not for guests with a balloon or free page reporting
+        #[arg(long)]
+        pin_memory: bool,
         /// iSCSI listener (not in this version)
         #[arg(long, value_name = "ADDR")]
         iscsi: Option<SocketAddr>,
@@ -269,11 +272,11 @@ fn role(role: Role, config: Option<PathBuf>) -> Result<ExitCode> {
 }
 
 fn export(alone: StorageAlone) -> Result<ExitCode> {
-    let StorageAlone::Export { store, volume, vhost_user, iscsi, aoe, queues } = alone;
+    let StorageAlone::Export { store, volume, vhost_user, iscsi, aoe, queues, pin_memory } = alone;
     if iscsi.is_some() || aoe.is_some() {
         bail!("iSCSI and AoE are not in this version; export the volume with --vhost-user SOCK");
     }
-    standalone::export(&standalone::Export { store, volume, vhost_user, queues })
+    standalone::export(&standalone::Export { store, volume, vhost_user, queues, pin_memory })
 }
 
 #[cfg(test)]
@@ -295,7 +298,8 @@ mod tests {
             "node --config f",
             "storage --config f",
             "walrus --config f",
-            "storage export --store f:1G --volume v:1G --vhost-user s --iscsi 127.0.0.1:0 --aoe eth0:1.2 --queues 2",
+            "storage export --store f:1G --volume v:1G --vhost-user s --iscsi 127.0.0.1:0 --aoe eth0:1.2 --queues 2 \
+             --pin-memory",
             "image add n --root f --kernel k --ramdisk r --state /s",
             "walrus serve --store d --listen 127.0.0.1:0 --access-key k --secret-key s",
             "walrus serve --store d --listen 127.0.0.1:0 --users f",

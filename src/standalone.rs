@@ -30,6 +30,8 @@ pub struct Export {
     pub vhost_user: Option<PathBuf>,
     /// Virtqueues.
     pub queues: u16,
+    /// Whether guest memory is pinned.
+    pub pin_memory: bool,
 }
 
 /// Exports one volume until told to stop.
@@ -50,6 +52,7 @@ pub fn export(asked: &Export) -> Result<ExitCode> {
         vhost_user: socket.clone(),
         queues: asked.queues,
         read_only: false,
+        pin_memory: asked.pin_memory,
     };
     let records = beside(&store, "meta");
     observe::init_logs();

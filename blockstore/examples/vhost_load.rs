@@ -81,6 +81,7 @@ fn serve(store: &str, store_bytes: u64, volume: &str, size: u64, socket: &str) -
         size,
         vhost_user: socket.into(),
         queues: 1,
+        pin_memory: false,
         read_only: false,
     };
     runtime.block_on(async {

@@ -328,10 +328,11 @@ impl Host {
         path: &Path,
         queues: u16,
         read_only: bool,
+        pin_memory: bool,
     ) -> Result<Arc<Server>, Error> {
         let volume = self.catalog.volume(name).await?;
         // Whoever started this process chose its only front end.
-        let device = Device::trusting(volume.size, queues, read_only);
+        let device = Device::trusting(volume.size, queues, read_only, pin_memory);
         self.serve(name, &volume, path, device, Export { generation: 0, read_only, active: true }).await
     }
 

@@ -32,6 +32,7 @@ fn child() {
             size: BYTES,
             vhost_user: dir.join("k.sock"),
             queues: 1,
+            pin_memory: false,
             read_only: false,
         };
         let mut registry = karri_base::observe::registry("storage");

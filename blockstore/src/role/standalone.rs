@@ -30,6 +30,8 @@ pub struct ExportOptions {
     pub queues: u16,
     /// Refuses writes.
     pub read_only: bool,
+    /// Pins the front end's memory and registers it for I/O; its pages must then never be replaced (no balloon).
+    pub pin_memory: bool,
 }
 
 /// An exported volume. It is `Running`, without gRPC services.
@@ -67,7 +69,9 @@ pub async fn export(
     host.watch_usage();
     let new = NewVolume { name: options.volume.clone(), size: options.size, account: String::new(), source: None };
     host.create(new).await?;
-    let server = host.serve_at(&options.volume, &options.vhost_user, options.queues, options.read_only).await?;
+    let (read_only, pin_memory) = (options.read_only, options.pin_memory);
+    let serve = host.serve_at(&options.volume, &options.vhost_user, options.queues, read_only, pin_memory);
+    let server = serve.await?;
     metrics::register(registry, &host);
     Ok(Arc::new(Exported { host, server, volume: options.volume }))
 }

@@ -303,6 +303,7 @@ async fn a_volume_is_exported_without_a_cloud() {
         size: 4 * MIB,
         vhost_user: dir.path().join("d.sock"),
         queues: 4,
+        pin_memory: true,
         read_only: false,
     };
     for round in 0..2u8 {

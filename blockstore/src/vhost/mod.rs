@@ -3,7 +3,7 @@
 //! ```text
 //! front end (QEMU) --- socket ---> control thread: one connection at a time, `session`
 //!                                        | commands, each answered before the next message is read
-//! guest memory <--- rings, kicks ---> core: `queue`, one task a queue, one detached task a request
+//! guest memory <--- rings, kicks ---> core: `queue`, one task a queue, a task for requests that are not simple
 //! ```
 //!
 //! The control thread sleeps in `recvmsg` but for a handful of messages at connection, reset and hot-plug; the data path

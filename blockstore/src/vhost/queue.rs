@@ -11,10 +11,15 @@
 //! |---|---|---|
 //! | system calls | 2 `io_uring_enter` (wait for the kick; submit and wait for the disk), 1 `write` (call) | these, shared by a batch: a turn's submissions go four to an enter |
 //! | wake-ups of the thread | 2 | one a batch of kicks or completions |
-//! | task polls | 4 (kick, queue, request, queue), and the request's first | 2 and a share of the batch's |
+//! | task polls | 2, of the queue's task (kick; completion) | a share of the batch's |
 //! | copies of data | none | none |
-//! | allocations | 3: the task, the segments of what is read and of what is written | 3 |
-//! | pages pinned by the kernel | those of the data | those of the data |
+//! | allocations | none; one where the data lies in several pieces | none |
+//! | pages pinned by the kernel | those of the data; none where guest memory is pinned for good | the same |
+//!
+//! That is what [`Volume::begin`] takes: whole blocks that are mapped, inside one extent. A request has no task and no
+//! future then; what it holds lies in a slot by its head, and its end comes to the queue's [`Landings`]. Other requests,
+//! and transfers that fall short or fail, are carried out by a task each (some 2 KiB and several polls), which also finds
+//! the words for what went wrong.
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -24,16 +29,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::SyncSender;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
 use futures_channel::mpsc;
 use futures_util::StreamExt;
-use karri_engine::ring::{Fd, polls};
+use karri_engine::buf::Buf;
+use karri_engine::landing::{Landed, Landings};
+use karri_engine::ring::{Fd, Pinned, Polls, Registered, polls};
 
-use crate::virtio::block::{Device, serve};
+use crate::virtio::block::{Device, Order, Plan, Request, other, plan, transfer};
 use crate::virtio::inflight::Inflight;
-use crate::virtio::memory::GuestMemory;
-use crate::virtio::ring::{Addresses, Chain, Ring, RingError};
+use crate::virtio::memory::{GuestMemory, Region};
+use crate::virtio::ring::{Addresses, Ring, RingError};
 use crate::volume::Volume;
 
 /// Counters of a device's queues, readable from any thread.
@@ -49,6 +56,8 @@ pub struct QueueStats {
     pub calls: AtomicU64,
     /// Requests that an earlier process left in flight.
     pub replayed: AtomicU64,
+    /// Pieces of pinned guest memory that were registered with the core's ring.
+    pub registered: AtomicU64,
     /// Requests whose chain was broken.
     pub broken: AtomicU64,
 }
@@ -71,6 +80,8 @@ pub(super) struct Setup {
 pub(super) enum Command {
     /// Memory changed: running queues go on in the new table.
     Memory { memory: Arc<GuestMemory>, reply: SyncSender<()> },
+    /// A piece of a region is pinned: I/O on it may go faster, as long as it is in the table.
+    Lend { region: Arc<Region>, pinned: Arc<Pinned> },
     /// Starts a queue that does not run.
     Start { index: usize, setup: Box<Setup>, reply: SyncSender<Result<(), RingError>> },
     /// Another way to call the driver.
@@ -87,12 +98,29 @@ pub(super) async fn run<V: Volume>(
     mut commands: mpsc::UnboundedReceiver<Command>,
 ) {
     let mut queues: Vec<Option<Rc<Queue<V>>>> = (0..device.queues()).map(|_| None).collect();
+    // What is registered of the table's regions; it goes when the region does.
+    let (mut table, mut lent) = (Arc::new(GuestMemory::default()), Vec::<(Arc<Region>, Registered)>::new());
     while let Some(command) = commands.next().await {
         // A reply that nobody waits for any more is no error.
         match command {
             Command::Memory { memory, reply } => {
+                let there = |region: &Arc<Region>| memory.regions().iter().any(|r| Arc::ptr_eq(r, region));
+                lent.retain(|(region, _)| there(region));
+                table = memory.clone();
                 queues.iter().flatten().for_each(|q| q.remap(&memory));
                 let _ = reply.send(());
+            }
+            Command::Lend { region, pinned } => {
+                if !table.regions().iter().any(|r| Arc::ptr_eq(r, &region)) {
+                    continue;
+                }
+                match pinned.lend() {
+                    Ok(registered) => {
+                        lent.push((region, registered));
+                        stats.registered.fetch_add(1, Relaxed);
+                    }
+                    Err(e) => tracing::warn!(volume = volume.name(), error = %e, "guest memory is not registered"),
+                }
             }
             Command::Start { index, setup, reply } => {
                 let started = Queue::start(volume.clone(), device.clone(), stats.clone(), *setup);
@@ -120,14 +148,18 @@ pub(super) async fn run<V: Volume>(
     }
 }
 
-struct Queue<V> {
+struct Queue<V: Volume> {
     volume: V,
     device: Arc<Device>,
     stats: Arc<QueueStats>,
     at: Addresses,
     call: RefCell<Option<File>>,
     err: Option<File>,
-    state: RefCell<State>,
+    state: RefCell<State<V>>,
+    /// Where transfers come back that have no task, by head; and the list that they are taken out with.
+    landings: Landings,
+    landed: Cell<Vec<Landed>>,
+    kicks: RefCell<Option<Polls>>,
     /// The task's waker while it sleeps.
     sleeper: Cell<Option<Waker>>,
     kicked: Cell<bool>,
@@ -136,17 +168,24 @@ struct Queue<V> {
     end: karri_engine::sync::Notify,
 }
 
-struct State {
+struct State<V: Volume> {
     memory: Arc<GuestMemory>,
     ring: Ring,
     inflight: Option<Inflight>,
     /// By head: taken and not yet completed. A head offered twice is a broken ring.
     taken: Vec<bool>,
     running: usize,
+    /// By head: transfers under way that have no task.
+    flights: Vec<Option<Flight<V>>>,
     /// Completed and not yet published.
     done: Vec<(u16, u32)>,
     /// The ring is broken: nothing more is taken.
     broken: bool,
+}
+
+struct Flight<V: Volume> {
+    begun: V::Begun,
+    order: Order,
 }
 
 impl<V: Volume> Queue<V> {
@@ -160,7 +199,8 @@ impl<V: Volume> Queue<V> {
             ring = Ring::new(&memory, size, at, base, event_idx, indirect)?;
         }
         let taken = vec![false; size as usize];
-        let state = State { memory, ring, inflight, taken, running: 0, done: Vec::new(), broken: false };
+        let flights = (0..size).map(|_| None).collect();
+        let state = State { memory, ring, inflight, taken, running: 0, flights, done: Vec::new(), broken: false };
         let queue = Rc::new(Self {
             volume,
             device,
@@ -169,6 +209,10 @@ impl<V: Volume> Queue<V> {
             call: RefCell::new(call),
             err,
             state: RefCell::new(state),
+            landings: Landings::new(),
+            landed: Cell::default(),
+            // The eventfd is watched and never read: a kick is one completion.
+            kicks: RefCell::new(Some(polls(Fd::from(OwnedFd::from(kick)), libc::POLLIN))),
             sleeper: Cell::new(None),
             kicked: Cell::new(true),
             stopping: Cell::new(false),
@@ -179,11 +223,10 @@ impl<V: Volume> Queue<V> {
         for head in replay {
             queue.begin(head);
         }
-        let kicks = karri_engine::spawn(queue.clone().kicks(Fd::from(OwnedFd::from(kick))));
         let task = queue.clone();
         karri_engine::detach(async move {
             task.serve().await;
-            kicks.abort();
+            *task.kicks.borrow_mut() = None;
             task.ended.set(true);
             task.end.notify_all();
         });
@@ -216,19 +259,19 @@ impl<V: Volume> Queue<V> {
         }
     }
 
-    /// Waits for kicks until aborted. The eventfd is watched and never read: a kick is one completion.
-    async fn kicks(self: Rc<Self>, fd: Fd) {
-        let mut polls = polls(fd, libc::POLLIN);
-        loop {
-            match polls.next().await {
-                Ok(()) => {
+    /// Notes a kick if there was one, and asks to be woken by the next.
+    fn poll_kicks(&self, cx: &mut Context<'_>) {
+        let mut kicks = self.kicks.borrow_mut();
+        while let Some(polls) = &mut *kicks {
+            match polls.poll_next(cx) {
+                Poll::Pending => return,
+                Poll::Ready(Ok(())) => {
                     self.stats.kicks.fetch_add(1, Relaxed);
                     self.kicked.set(true);
-                    self.wake();
                 }
-                Err(e) => {
+                Poll::Ready(Err(e)) => {
                     tracing::debug!(volume = self.volume.name(), error = %e, "no more kicks");
-                    return;
+                    *kicks = None;
                 }
             }
         }
@@ -250,6 +293,7 @@ impl<V: Volume> Queue<V> {
 
     /// Publishes and takes all there is. True when there was something.
     fn turn(self: &Rc<Self>) -> bool {
+        self.land();
         let worked = self.publish() | self.take();
         if worked {
             self.stats.turns.fetch_add(1, Relaxed);
@@ -261,11 +305,13 @@ impl<V: Volume> Queue<V> {
     async fn sleep(&self) {
         let stopping = self.stopping.get();
         std::future::poll_fn(|cx| {
-            let due = self.kicked.replace(false)
+            self.poll_kicks(cx);
+            let due = self.landings.poll_any(cx).is_ready() | self.kicked.replace(false)
                 || !self.state.borrow().done.is_empty()
                 || self.stopping.get() != stopping
                 || (stopping && self.state.borrow().running == 0);
             if due {
+                self.sleeper.take();
                 return Poll::Ready(());
             }
             self.sleeper.set(Some(cx.waker().clone()));
@@ -325,7 +371,11 @@ impl<V: Volume> Queue<V> {
             state.ring.chain(&state.memory, head)
         };
         match chain {
-            Ok(chain) => karri_engine::detach(self.clone().request(head, chain)),
+            Ok(chain) => match plan(&self.volume, &self.device, chain) {
+                Plan::Answered(written) => self.complete(head, written),
+                Plan::Transfer(order, buf) => self.fly(head, order, buf),
+                Plan::Other(request) => karri_engine::detach(self.clone().request(head, request)),
+            },
             Err(e) => {
                 let n = self.stats.broken.fetch_add(1, Relaxed) + 1;
                 if n.is_power_of_two() {
@@ -337,8 +387,47 @@ impl<V: Volume> Queue<V> {
         }
     }
 
-    async fn request(self: Rc<Self>, head: u16, chain: Chain) {
-        let written = serve(&self.volume, &self.device, chain).await;
+    /// Starts a transfer without a task where it is simple enough, else with one.
+    fn fly(self: &Rc<Self>, head: u16, order: Order, buf: Buf) {
+        let begun = match order.durable {
+            true => Err(buf),
+            false => self.volume.begin(order.dir, order.at, buf, &self.landings, u64::from(head)),
+        };
+        match begun {
+            Ok(begun) => self.state.borrow_mut().flights[usize::from(head)] = Some(Flight { begun, order }),
+            Err(buf) => karri_engine::detach(self.clone().transfer(head, order, buf)),
+        }
+    }
+
+    /// Takes in what landed. What did not go as it should is done again by a task, which also says why not.
+    fn land(self: &Rc<Self>) {
+        let mut landed = self.landed.take();
+        self.landings.take(&mut landed);
+        for Landed { token, result, buf } in landed.drain(..) {
+            let flight = self.state.borrow_mut().flights[token as usize].take();
+            let Some(Flight { begun, order }) = flight else { continue };
+            let done = result == Ok(order.len);
+            self.volume.end(begun, done);
+            if done {
+                let head = token as u16;
+                let written = order.answer(true);
+                let state = &mut *self.state.borrow_mut();
+                state.done.push((head, written));
+                state.running -= 1;
+            } else {
+                karri_engine::detach(self.clone().transfer(token as u16, order, buf));
+            }
+        }
+        self.landed.set(landed);
+    }
+
+    async fn transfer(self: Rc<Self>, head: u16, order: Order, buf: Buf) {
+        let written = transfer(&self.volume, &self.device, order, buf).await;
+        self.complete(head, written);
+    }
+
+    async fn request(self: Rc<Self>, head: u16, request: Request) {
+        let written = other(&self.volume, &self.device, request).await;
         self.complete(head, written);
     }
 
@@ -382,7 +471,7 @@ impl<V: Volume> Queue<V> {
     }
 
     /// The guest broke its ring: nothing more is taken from it until the driver resets it.
-    fn break_off(&self, state: &mut State, why: &dyn std::fmt::Display) {
+    fn break_off(&self, state: &mut State<V>, why: &dyn std::fmt::Display) {
         if std::mem::replace(&mut state.broken, true) {
             return;
         }
@@ -409,8 +498,8 @@ mod queue_tests {
         fn bytes<A, F: Future>(_: impl Fn(A) -> F) -> usize {
             size_of::<F>()
         }
-        type Started = (Rc<Queue<ExtentVolume<Bulk>>>, u16, Chain);
-        let task = bytes(|(queue, head, chain): Started| queue.request(head, chain));
+        type Started = (Rc<Queue<ExtentVolume<Bulk>>>, u16, Order, Buf);
+        let task = bytes(|(queue, head, order, buf): Started| queue.transfer(head, order, buf));
         // It is moved into its allocation; what is rare is boxed where it happens.
         assert!(task <= 2400, "a request's task has {task} bytes");
     }

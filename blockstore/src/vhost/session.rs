@@ -41,6 +41,7 @@ pub(super) fn serve(stream: UnixStream, device: Arc<Device>, core: mpsc::Unbound
         queues,
         protocol: 0,
         inflight: None,
+        pinner: None,
     };
     let session = Arc::new(Mutex::new(session));
     let mut handler = BackendReqHandler::from_stream(stream, session.clone());
@@ -54,6 +55,8 @@ pub(super) fn serve(stream: UnixStream, device: Arc<Device>, core: mpsc::Unbound
     };
     let mut session = session.lock().unwrap_or_else(|e| e.into_inner());
     session.stop_all();
+    // The core lets go of what it borrowed of this memory; when it is gone, so is that.
+    let _ = session.set_regions(Vec::new());
     session.device.reset();
     why
 }
@@ -66,6 +69,8 @@ struct Session {
     queues: Vec<Queue>,
     protocol: u64,
     inflight: Option<(File, VhostUserInflight)>,
+    /// Pins regions, one after the other, while requests go on.
+    pinner: Option<std_mpsc::Sender<Arc<Region>>>,
 }
 
 #[derive(Default)]
@@ -79,6 +84,28 @@ struct Queue {
     err: Option<File>,
     enabled: bool,
     running: bool,
+}
+
+/// A thread that pins regions and lends them to the core, until the sender is gone or something cannot be pinned.
+fn pinner(core: mpsc::UnboundedSender<Command>) -> std_mpsc::Sender<Arc<Region>> {
+    let (send, receive) = std_mpsc::channel::<Arc<Region>>();
+    let work = move || {
+        for region in receive {
+            // Nobody else has it: it was taken away again.
+            let wanted = || Arc::strong_count(&region) > 1;
+            let pinned = region.pin(|pinned| {
+                let lend = Command::Lend { region: region.clone(), pinned };
+                core.unbounded_send(lend).is_ok() && wanted()
+            });
+            if let Err(e) = pinned {
+                tracing::warn!(bytes = region.len, error = %e, "guest memory is not pinned: requests go on without");
+                return;
+            }
+        }
+    };
+    // Without a thread the sender finds nobody, which is how it is without pinning.
+    let _ = std::thread::Builder::new().name("pin-memory".into()).spawn(work);
+    send
 }
 
 fn internal(e: impl std::fmt::Display) -> Error {
@@ -105,6 +132,13 @@ impl Session {
     fn set_regions(&mut self, regions: Vec<Arc<Region>>) -> Result<()> {
         let memory = GuestMemory::new(regions.clone()).map_err(internal)?;
         self.ask(|reply| Command::Memory { memory: memory.clone(), reply })?;
+        if self.device.pins() {
+            let known = |region: &Arc<Region>| self.regions.iter().any(|r| Arc::ptr_eq(r, region));
+            let new: Vec<_> = regions.iter().filter(|r| !known(r)).cloned().collect();
+            let pinner = self.pinner.get_or_insert_with(|| pinner(self.core.clone()));
+            // A pinner that could not start or has given up: requests go on as they do without.
+            new.into_iter().for_each(|region| drop(pinner.send(region)));
+        }
         self.regions = regions;
         self.memory = memory;
         Ok(())

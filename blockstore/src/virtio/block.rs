@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use karri_engine::buf::Buf;
+use karri_engine::disk::Dir;
 
-use super::memory::GuestBytes;
+use super::memory::{GuestBytes, Status};
 use super::ring::{Chain, SIZE_MAX};
 use crate::error::Error;
 use crate::volume::{SECTOR_BYTES, Volume};
@@ -80,6 +81,7 @@ pub struct Device {
     queues: u16,
     read_only: bool,
     trusting: bool,
+    pins: bool,
     /// What the driver acknowledged.
     acked: AtomicU64,
     failures: AtomicU64,
@@ -88,17 +90,25 @@ pub struct Device {
 impl Device {
     /// A device of `size` bytes with so many queues, for a front end that nobody has reason to trust.
     pub fn new(size: u64, queues: u16, read_only: bool) -> Arc<Self> {
-        Self::with(size, queues, read_only, false)
+        Self::with(size, queues, read_only, false, false)
     }
 
     /// The same, for a front end that may give memory which could shrink under us (a file of /dev/shm or of hugetlbfs): its
     /// shrinking ends this process, so the process must be its alone.
-    pub fn trusting(size: u64, queues: u16, read_only: bool) -> Arc<Self> {
-        Self::with(size, queues, read_only, true)
+    /// With `pins`, which asks even more trust, the memory's pages are pinned and registered for I/O: the front end must
+    /// never replace one (no balloon, no free page reporting, no hole punched in its file).
+    pub fn trusting(size: u64, queues: u16, read_only: bool, pins: bool) -> Arc<Self> {
+        Self::with(size, queues, read_only, true, pins)
     }
 
-    fn with(size: u64, queues: u16, read_only: bool, trusting: bool) -> Arc<Self> {
-        Arc::new(Self { size, queues, read_only, trusting, acked: AtomicU64::new(0), failures: AtomicU64::new(0) })
+    fn with(size: u64, queues: u16, read_only: bool, trusting: bool, pins: bool) -> Arc<Self> {
+        let (acked, failures) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { size, queues, read_only, trusting, pins, acked, failures })
+    }
+
+    /// Whether guest memory is pinned.
+    pub fn pins(&self) -> bool {
+        self.pins
     }
 
     /// Whether memory that could shrink is taken.
@@ -171,22 +181,103 @@ impl Device {
     }
 }
 
-/// Serves one request and answers how many bytes were written into the chain.
-pub async fn serve<V: Volume>(volume: &V, device: &Device, chain: Chain) -> u32 {
+/// What a chain asks for.
+#[derive(Debug)]
+pub enum Plan {
+    /// Nothing that could be done: answered, with so many bytes written.
+    Answered(u32),
+    /// A read or write between the volume and guest memory that needs no bounce, inside the volume and of bounded length.
+    Transfer(Order, Buf),
+    /// Anything else, good or bad.
+    Other(Request),
+}
+
+/// A transfer, without its memory.
+#[derive(Debug)]
+pub struct Order {
+    /// Which way.
+    pub dir: Dir,
+    /// Offset in the volume in bytes.
+    pub at: u64,
+    /// Length in bytes.
+    pub len: u32,
+    /// A write that must be durable at its completion.
+    pub durable: bool,
+    status: Status,
+}
+
+impl Order {
+    /// Says to the driver how it went; how many bytes were written into the chain.
+    pub fn answer(self, ok: bool) -> u32 {
+        self.status.set(if ok { S_OK } else { S_IOERR });
+        if ok && self.dir == Dir::Read { self.len + 1 } else { 1 }
+    }
+}
+
+/// A request as it came.
+#[derive(Debug)]
+pub struct Request {
+    kind: u32,
+    sector: u64,
+    status: Status,
+    readable: GuestBytes,
+    writable: GuestBytes,
+}
+
+/// Takes a chain apart.
+pub fn plan<V: Volume>(volume: &V, device: &Device, chain: Chain) -> Plan {
     let Chain { mut readable, mut writable } = chain;
     let Some(status) = writable.take_status() else {
         // Nowhere to say anything.
-        return 0;
+        return Plan::Answered(0);
     };
     let Some(header) = readable.take_front::<HEADER_BYTES>() else {
         status.set(S_IOERR);
-        return 1;
+        return Plan::Answered(1);
     };
     let [t0, t1, t2, t3, _, _, _, _, s0, s1, s2, s3, s4, s5, s6, s7] = header;
     let kind = u32::from_le_bytes([t0, t1, t2, t3]);
     let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+    let (dir, data) = match kind {
+        T_IN => (Dir::Read, &writable),
+        T_OUT if !device.read_only => (Dir::Write, &readable),
+        _ => return Plan::Other(Request { kind, sector, status, readable, writable }),
+    };
+    let at = sector.checked_mul(SECTOR_BYTES).filter(|at| check_transfer(volume, *at, data).is_ok());
+    let Some(at) = at.filter(|_| data.len() <= STEP_BYTES && direct(data)) else {
+        return Plan::Other(Request { kind, sector, status, readable, writable });
+    };
+    let (len, durable) = (data.len() as u32, dir == Dir::Write && device.write_through());
+    let data = if dir == Dir::Read { writable } else { readable };
+    Plan::Transfer(Order { dir, at, len, durable, status }, data.into_buf())
+}
+
+/// Serves one request and answers how many bytes were written into the chain.
+pub async fn serve<V: Volume>(volume: &V, device: &Device, chain: Chain) -> u32 {
+    match plan(volume, device, chain) {
+        Plan::Answered(written) => written,
+        Plan::Transfer(order, buf) => transfer(volume, device, order, buf).await,
+        Plan::Other(request) => other(volume, device, request).await,
+    }
+}
+
+/// Carries a transfer out; answers as [`serve`].
+pub async fn transfer<V: Volume>(volume: &V, device: &Device, order: Order, buf: Buf) -> u32 {
+    let (outcome, _) = match order.dir {
+        Dir::Read => volume.read(order.at, buf).await,
+        Dir::Write => volume.write(order.at, buf, order.durable).await,
+    };
+    if let Err(error) = &outcome {
+        device.log_failure(volume.name(), error);
+    }
+    order.answer(outcome.is_ok())
+}
+
+/// Carries any other request out; answers as [`serve`].
+pub async fn other<V: Volume>(volume: &V, device: &Device, request: Request) -> u32 {
+    let Request { kind, sector, status, readable, writable } = request;
     let in_bytes = writable.len();
-    let outcome = request(volume, device, kind, sector, readable, writable).await;
+    let outcome = act(volume, device, kind, sector, readable, writable).await;
     let (code, written) = match outcome {
         Ok(()) => (S_OK, in_bytes as u32 + 1),
         Err(Refusal::Unsupported) => (S_UNSUPP, 1),
@@ -212,7 +303,7 @@ impl From<Error> for Refusal {
     }
 }
 
-async fn request<V: Volume>(
+async fn act<V: Volume>(
     volume: &V,
     device: &Device,
     kind: u32,
@@ -221,9 +312,9 @@ async fn request<V: Volume>(
     writable: GuestBytes,
 ) -> Result<(), Refusal> {
     match kind {
-        T_IN => read(volume, at(sector)?, writable).await,
+        T_IN => read_in_steps(volume, at(sector)?, writable).await,
         T_OUT if device.read_only => Err(Refusal::Malformed),
-        T_OUT => write(volume, at(sector)?, readable, device.write_through()).await,
+        T_OUT => write_in_steps(volume, at(sector)?, readable, device.write_through()).await,
         T_FLUSH if device.read_only => Ok(()),
         T_FLUSH => Ok(volume.flush().await?),
         T_GET_ID => get_id(volume.name(), &writable),
@@ -237,16 +328,8 @@ fn at(sector: u64) -> Result<u64, Refusal> {
     sector.checked_mul(SECTOR_BYTES).ok_or(Refusal::Malformed)
 }
 
-async fn read<V: Volume>(volume: &V, at: u64, to: GuestBytes) -> Result<(), Refusal> {
-    let len = check_transfer(volume, at, &to)?;
-    if len <= STEP_BYTES && direct(&to) {
-        return Ok(volume.read(at, to.into_buf()).await.0?);
-    }
-    Box::pin(read_in_steps(volume, at, to)).await
-}
-
 async fn read_in_steps<V: Volume>(volume: &V, at: u64, to: GuestBytes) -> Result<(), Refusal> {
-    let len = to.len();
+    let len = check_transfer(volume, at, &to)?;
     if direct(&to) {
         for (from, n) in steps(len, STEP_BYTES) {
             volume.read(at + from, to.part(from, n)).await.0?;
@@ -264,16 +347,8 @@ async fn read_in_steps<V: Volume>(volume: &V, at: u64, to: GuestBytes) -> Result
     Ok(())
 }
 
-async fn write<V: Volume>(volume: &V, at: u64, from: GuestBytes, durable: bool) -> Result<(), Refusal> {
-    let len = check_transfer(volume, at, &from)?;
-    if len <= STEP_BYTES && direct(&from) {
-        return Ok(volume.write(at, from.into_buf(), durable).await.0?);
-    }
-    Box::pin(write_in_steps(volume, at, from, durable)).await
-}
-
 async fn write_in_steps<V: Volume>(volume: &V, at: u64, from: GuestBytes, durable: bool) -> Result<(), Refusal> {
-    let len = from.len();
+    let len = check_transfer(volume, at, &from)?;
     if direct(&from) {
         for (here, n) in steps(len, STEP_BYTES) {
             volume.write(at + here, from.part(here, n), durable).await.0?;

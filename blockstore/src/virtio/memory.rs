@@ -16,6 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use karri_engine::buf::{Buf, Segment};
+use karri_engine::ring::{Pinned, REGION_BYTES_MAX, pin_memory};
+use smallvec::SmallVec;
 
 /// Why memory cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -143,6 +145,27 @@ impl Region {
         }
         let mapping = Mapping { ptr: ptr.cast(), len: len as usize };
         Ok(Self { guest, user: guest, len, host: mapping.ptr, _mapping: mapping })
+    }
+}
+
+impl Region {
+    /// Pins its pages, in pieces that a ring takes, each handed to `each` when it is done. Blocks, for seconds where they
+    /// were never touched. The front end must never replace a page of it (no balloon, no hole punched in its file).
+    ///
+    /// # Errors
+    /// What the system says: past RLIMIT_MEMLOCK, or memory that cannot be pinned. Then go on without.
+    pub fn pin(self: &Arc<Self>, mut each: impl FnMut(Arc<Pinned>) -> bool) -> std::io::Result<()> {
+        let mut at = 0;
+        while at < self.len {
+            let n = (self.len - at).min(REGION_BYTES_MAX as u64);
+            // SAFETY: inside the region, which `self` keeps mapped; that pages stay is the front end's promise.
+            let pinned = unsafe { pin_memory(self.host.add(at as usize), n as usize, self.clone()) }?;
+            if !each(pinned) {
+                return Ok(());
+            }
+            at += n;
+        }
+        Ok(())
     }
 }
 
@@ -339,14 +362,15 @@ impl View {
 #[derive(Debug)]
 pub struct GuestBytes {
     memory: Arc<GuestMemory>,
-    segments: Vec<Segment>,
+    /// Two stay in place: a header or a status beside data in one piece.
+    segments: SmallVec<[Segment; 2]>,
     len: u64,
 }
 
 impl GuestBytes {
     /// Nothing yet.
     pub fn new(memory: Arc<GuestMemory>) -> Self {
-        Self { memory, segments: Vec::new(), len: 0 }
+        Self { memory, segments: SmallVec::new(), len: 0 }
     }
 
     /// Appends guest bytes; they may cross from one region into the next.
@@ -480,8 +504,12 @@ impl GuestBytes {
 
     /// All of it as a buffer for I/O, which keeps the memory mapped.
     pub fn into_buf(self) -> Buf {
-        // SAFETY: the segments lie in regions that `memory` keeps mapped; no reference to them exists.
-        unsafe { Buf::foreign(self.segments, self.memory) }
+        match self.segments.as_slice() {
+            // SAFETY: the segment lies in a region that `memory` keeps mapped; no reference to it exists.
+            [one] => unsafe { Buf::foreign_one(*one, self.memory) },
+            // SAFETY: as above.
+            _ => unsafe { Buf::foreign(self.segments.into_vec(), self.memory) },
+        }
     }
 
     /// A part as a buffer for I/O.

@@ -12,10 +12,12 @@ use std::sync::Arc;
 use karri_bulk::BulkStore;
 use karri_bulk::local::{LocalStore, Options};
 use karri_engine::buf::Buf;
+use karri_engine::disk::Dir;
 use karri_engine::disk::sim::{Faults, SimDisk};
 use karri_engine::sim::{self, Rng, Sim};
 use karri_meta::memory::MemoryStore;
 
+use super::conformance::transfer;
 use super::{ExtentVolume, SECTOR_BYTES, Volume};
 use crate::map::Entry;
 use crate::store::record::Source;
@@ -89,7 +91,12 @@ impl Writer {
             bytes.chunks_exact_mut(8).for_each(|c| c.copy_from_slice(&value.to_le_bytes()));
         }
         let fua = self.rng.ppm(50_000);
-        self.volume.write(at * SECTOR_BYTES, buf, fua).await.0.ok()?;
+        let done = match fua {
+            true => self.volume.write(at * SECTOR_BYTES, buf, true).await,
+            // As a queue does, which begins the simple ones without a future.
+            false => transfer(&self.volume, Dir::Write, at * SECTOR_BYTES, buf).await,
+        };
+        done.0.ok()?;
         if fua {
             for sector in &mut self.model.sectors.borrow_mut()[at as usize..(at + len) as usize] {
                 sector.drain(..sector.len() - 1);

@@ -29,10 +29,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use futures_util::future::join_all;
 use karri_bulk::{BulkError, BulkStore, EXTENT_BYTES, ExtentId};
 use karri_engine::buf::Buf;
+use karri_engine::disk::Dir;
+use karri_engine::landing::Landings;
 use karri_meta::{Batch, MetaStore, Scan};
 
 use super::journal::Journal;
-use super::order::{Changed, Ranges, Readers};
+use super::order::{Changed, Guard, Ranges, Readers};
 use super::{Done, SECTOR_BYTES, Volume, check_bounds};
 use crate::error::Error;
 use crate::map::{BLOCK_BYTES, Bits, Entry, Map, Piece, Source, plan, record};
@@ -222,7 +224,31 @@ pub async fn load_map(meta: &dyn MetaStore, serial: u64, size: u64) -> Result<Ma
     }
 }
 
+/// What a transfer under way holds: its extent, and its turn (a read keeps extents from being freed, a write keeps
+/// discards away). Dropped, it gives the turn back; the extent's access stays counted, as the disk may still write.
+pub struct Begun<B: BulkStore> {
+    volume: Rc<Inner<B>>,
+    bulk: Option<B::Begun>,
+    len: u64,
+    turn: Turn,
+}
+
+enum Turn {
+    Read(usize),
+    Write { _range: Guard },
+}
+
+impl<B: BulkStore> Drop for Begun<B> {
+    fn drop(&mut self) {
+        if let Turn::Read(side) = self.turn {
+            self.volume.readers.end(side);
+        }
+    }
+}
+
 impl<B: BulkStore> Volume for ExtentVolume<B> {
+    type Begun = Begun<B>;
+
     fn name(&self) -> &str {
         &self.0.name
     }
@@ -249,6 +275,25 @@ impl<B: BulkStore> Volume for ExtentVolume<B> {
         }
         self.0.count(&done.0, &self.0.stats.writes, &self.0.stats.write_bytes, len);
         done
+    }
+    fn begin(&self, dir: Dir, at: u64, buf: Buf, to: &Landings, token: u64) -> Result<Begun<B>, Buf> {
+        self.0.begin(dir, at, buf, to, token)
+    }
+    fn end(&self, mut begun: Begun<B>, done: bool) {
+        if let Some(bulk) = begun.bulk.take() {
+            self.0.bulk.end(bulk);
+        }
+        if !done {
+            return;
+        }
+        let (stats, len) = (&self.0.stats, begun.len);
+        match begun.turn {
+            Turn::Read(_) => self.0.count(&Ok(()), &stats.reads, &stats.read_bytes, len),
+            Turn::Write { .. } => {
+                self.0.state.borrow_mut().written += 1;
+                self.0.count(&Ok(()), &stats.writes, &stats.write_bytes, len);
+            }
+        }
     }
     async fn flush(&self) -> Result<(), Error> {
         Box::pin(self.0.flush()).await
@@ -301,6 +346,41 @@ impl<B: BulkStore> Inner<B> {
             BulkError::NoSpace { .. } => Error::NoSpace { volume, source },
             _ => Error::Bulk { volume, op, source },
         }
+    }
+
+    // ---- both ways, the common case ----
+
+    /// Whole blocks inside one extent of our own that all hold data: what is written there changes no map entry.
+    fn begin(self: &Rc<Self>, dir: Dir, at: u64, buf: Buf, to: &Landings, token: u64) -> Result<Begun<B>, Buf> {
+        let len = buf.len() as u64;
+        let (index, inside) = ((at / EXTENT_BYTES) as u32, at % EXTENT_BYTES);
+        let whole = len > 0 && at.is_multiple_of(BLOCK_BYTES) && len.is_multiple_of(BLOCK_BYTES);
+        if !whole || inside + len > EXTENT_BYTES || at.checked_add(len).is_none_or(|end| end > self.size) {
+            return Err(buf);
+        }
+        let extent = {
+            let state = self.state.borrow();
+            match state.map.get(index) {
+                _ if dir == Dir::Write && state.stopped.is_some() => None,
+                Entry::Full(x) => Some(*x),
+                Entry::Partial(p) => {
+                    let blocks = Bits::range((inside / BLOCK_BYTES) as usize, ((inside + len) / BLOCK_BYTES) as usize);
+                    p.extent.filter(|_| p.data.has_all(blocks))
+                }
+                _ => None,
+            }
+        };
+        let Some(extent) = extent else { return Err(buf) };
+        let turn = match dir {
+            Dir::Read => Turn::Read(self.readers.begin()),
+            Dir::Write => match self.ranges.try_take(at..at + len) {
+                Some(range) => Turn::Write { _range: range },
+                None => return Err(buf),
+            },
+        };
+        let mut begun = Begun { volume: self.clone(), bulk: None, len, turn };
+        begun.bulk = Some(self.bulk.begin(dir, extent, inside, buf, to, token)?);
+        Ok(begun)
     }
 
     // ---- reading ----

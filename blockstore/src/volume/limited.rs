@@ -1,6 +1,8 @@
 //! A volume that takes so many requests and bytes a second, as EBS volume types promise and cap.
 
 use karri_engine::buf::Buf;
+use karri_engine::disk::Dir;
+use karri_engine::landing::Landings;
 use karri_engine::limit::TokenBucket;
 
 use super::{Done, Volume};
@@ -49,6 +51,8 @@ impl<V: Volume> Limited<V> {
 }
 
 impl<V: Volume> Volume for Limited<V> {
+    type Begun = V::Begun;
+
     fn name(&self) -> &str {
         self.inner.name()
     }
@@ -62,6 +66,16 @@ impl<V: Volume> Volume for Limited<V> {
     async fn write(&self, at: u64, buf: Buf, fua: bool) -> Done {
         self.turn(buf.len()).await;
         self.inner.write(at, buf, fua).await
+    }
+    fn begin(&self, dir: Dir, at: u64, buf: Buf, to: &Landings, token: u64) -> Result<V::Begun, Buf> {
+        // Under a limit everything waits for its turn.
+        if self.iops.is_some() || self.bytes.is_some() {
+            return Err(buf);
+        }
+        self.inner.begin(dir, at, buf, to, token)
+    }
+    fn end(&self, begun: V::Begun, done: bool) {
+        self.inner.end(begun, done);
     }
     async fn flush(&self) -> Result<(), Error> {
         self.inner.flush().await

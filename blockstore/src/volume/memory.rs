@@ -51,6 +51,8 @@ impl MemoryVolume {
 }
 
 impl Volume for MemoryVolume {
+    type Begun = std::convert::Infallible;
+
     fn name(&self) -> &str {
         &self.0.name
     }

@@ -29,6 +29,8 @@ mod order;
 use std::future::Future;
 
 use karri_engine::buf::Buf;
+use karri_engine::disk::Dir;
+use karri_engine::landing::Landings;
 
 pub use extent::{ExtentVolume, Stats, load_map};
 pub use limited::{Limited, Limits};
@@ -44,6 +46,9 @@ pub type Done = (Result<(), Error>, Buf);
 
 /// A block device of a fixed size.
 pub trait Volume: Clone + 'static {
+    /// What a transfer that was [begun](Self::begin) holds.
+    type Begun: 'static;
+
     /// Its name, for logs and GET_ID.
     fn name(&self) -> &str;
     /// Bytes, a multiple of 512.
@@ -52,6 +57,21 @@ pub trait Volume: Clone + 'static {
     fn read(&self, at: u64, buf: Buf) -> impl Future<Output = Done>;
     /// Writes `buf` at `at`; durable at completion when `fua`.
     fn write(&self, at: u64, buf: Buf, fua: bool) -> impl Future<Output = Done>;
+    /// Begins a transfer in place whose end comes to `to` under `token`, without a future or an allocation: the common case
+    /// of whole blocks that are mapped, in one piece. The caller hands what this answers to [`end`](Self::end) when it
+    /// has landed; until then the request is under way. The default refuses all.
+    ///
+    /// # Errors
+    /// The buffer, and nothing was begun: `read` and `write` can do it, or say why not.
+    fn begin(&self, dir: Dir, at: u64, buf: Buf, to: &Landings, token: u64) -> Result<Self::Begun, Buf> {
+        let _ = (dir, at, to, token);
+        Err(buf)
+    }
+    /// A transfer that was begun is over: `done` when all bytes went. Otherwise the caller does it again by `read` or
+    /// `write`, which then answer why not.
+    fn end(&self, begun: Self::Begun, done: bool) {
+        let _ = (begun, done);
+    }
     /// Makes every completed change durable.
     fn flush(&self) -> impl Future<Output = Result<(), Error>>;
     /// Gives whole extents of the range back; whole 4 KiB blocks of it then read as zeros.

@@ -75,6 +75,17 @@ impl Ranges {
         guard
     }
 
+    /// [`take`](Self::take), not exclusive, if that is to be had at once.
+    pub(crate) fn try_take(self: &Rc<Self>, range: Range<u64>) -> Option<Guard> {
+        if self.exclusives.get() > 0 {
+            return None;
+        }
+        let ticket = self.tickets.get();
+        self.tickets.set(ticket + 1);
+        self.held.borrow_mut().push(Held { range, exclusive: false, ticket });
+        Some(Guard { ranges: self.clone(), ticket })
+    }
+
     fn blocked(&self, range: &Range<u64>, exclusive: bool, ticket: u64) -> bool {
         self.held.borrow().iter().any(|h| {
             h.ticket < ticket && (exclusive || h.exclusive) && h.range.start < range.end && range.start < h.range.end
@@ -85,7 +96,8 @@ impl Ranges {
 impl Drop for Guard {
     fn drop(&mut self) {
         let mut held = self.ranges.held.borrow_mut();
-        if let Some(at) = held.iter().position(|h| h.ticket == self.ticket) {
+        // From the end: what began last is among the last.
+        if let Some(at) = held.iter().rposition(|h| h.ticket == self.ticket) {
             let gone = held.swap_remove(at);
             drop(held);
             if gone.exclusive {
@@ -114,9 +126,21 @@ pub(crate) struct Reading<'a> {
 impl Readers {
     /// Begins a read.
     pub(crate) fn enter(&self) -> Reading<'_> {
+        Reading { readers: self, side: self.begin() }
+    }
+    /// Begins a read that is ended by [`end`](Self::end) with what this answers, once.
+    pub(crate) fn begin(&self) -> usize {
         let side = self.now.get();
         self.count[side].set(self.count[side].get() + 1);
-        Reading { readers: self, side }
+        side
+    }
+    /// Ends a read.
+    pub(crate) fn end(&self, side: usize) {
+        let count = &self.count[side];
+        count.set(count.get() - 1);
+        if count.get() == 0 {
+            self.changed.notify();
+        }
     }
     /// Waits for the reads begun before now. One caller at a time.
     pub(crate) async fn drain(&self) {
@@ -128,11 +152,7 @@ impl Readers {
 
 impl Drop for Reading<'_> {
     fn drop(&mut self) {
-        let count = &self.readers.count[self.side];
-        count.set(count.get() - 1);
-        if count.get() == 0 {
-            self.readers.changed.notify();
-        }
+        self.readers.end(self.side);
     }
 }
 
@@ -151,6 +171,7 @@ mod tests {
         let mut late = Box::pin(ranges.take(10..11, false));
         assert!((&mut late).now_or_never().is_none(), "behind the waiting exclusive");
         assert!(ranges.take(12..13, false).now_or_never().is_some(), "elsewhere");
+        assert!(ranges.try_take(12..13).is_none(), "nothing at once while someone waits");
         drop(a);
         assert!((&mut alone).now_or_never().is_none());
         drop(b);
@@ -158,6 +179,7 @@ mod tests {
         assert!((&mut late).now_or_never().is_none());
         drop(held);
         assert!(late.now_or_never().is_some());
+        assert!(ranges.try_take(0..8).is_some());
         assert_eq!((ranges.exclusives.get(), ranges.held.borrow().len()), (0, 0));
     }
 

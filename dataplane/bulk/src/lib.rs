@@ -26,7 +26,8 @@ use std::fmt;
 use std::future::Future;
 
 use karri_engine::buf::Buf;
-use karri_engine::disk::DiskError;
+use karri_engine::disk::{Dir, DiskError};
+use karri_engine::landing::Landings;
 
 /// An extent's length in bytes.
 pub const EXTENT_BYTES: u64 = 1 << 20;
@@ -110,6 +111,8 @@ pub struct Usage {
 pub trait BulkStore: Clone + 'static {
     /// A blob being written. Dropping it unsealed frees its space.
     type Writer: BlobWriter;
+    /// What a transfer that was [begun](Self::begin) holds.
+    type Begun: 'static;
 
     /// Starts a blob. `len` reserves that much; `None` reserves as it grows (`NoSpace` may then come later, with nothing
     /// of the blob left behind).
@@ -137,6 +140,27 @@ pub trait BulkStore: Clone + 'static {
     fn read_extent(&self, extent: ExtentId, at: u64, buf: Buf) -> impl Future<Output = (Result<(), BulkError>, Buf)>;
     /// Writes in place.
     fn write_extent(&self, extent: ExtentId, at: u64, buf: Buf) -> impl Future<Output = (Result<(), BulkError>, Buf)>;
+    /// Begins an in-place transfer whose end comes to `to` under `token`, as [`karri_engine::disk::Disk::begin`]; after which
+    /// the caller calls [`end`](Self::end), however it ended. The default refuses all.
+    ///
+    /// # Errors
+    /// The buffer, and nothing was begun: `read_extent` and `write_extent` can do it, or say why not.
+    fn begin(
+        &self,
+        dir: Dir,
+        extent: ExtentId,
+        at: u64,
+        buf: Buf,
+        to: &Landings,
+        token: u64,
+    ) -> Result<Self::Begun, Buf> {
+        let _ = (dir, extent, at, to, token);
+        Err(buf)
+    }
+    /// A transfer that was begun is over.
+    fn end(&self, begun: Self::Begun) {
+        drop(begun);
+    }
     /// Makes every completed `write_extent` durable.
     fn flush(&self) -> impl Future<Output = Result<(), BulkError>>;
 

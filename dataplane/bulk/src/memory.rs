@@ -143,6 +143,7 @@ fn space_of(len: u64) -> u64 {
 
 impl BulkStore for MemoryBulk {
     type Writer = MemoryWriter;
+    type Begun = std::convert::Infallible;
 
     async fn create(&self, len: Option<u64>) -> Result<MemoryWriter, BulkError> {
         let mut state = self.lock();

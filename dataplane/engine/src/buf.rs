@@ -40,7 +40,8 @@ pub struct Buf {
 #[derive(Debug)]
 enum Inner {
     Owned(Aligned),
-    Foreign { segments: Vec<Segment>, keeper: Option<Arc<dyn Any + Send + Sync>> },
+    One { segment: Segment, keeper: Arc<dyn Any + Send + Sync> },
+    Foreign { segments: Vec<Segment>, keeper: Arc<dyn Any + Send + Sync> },
 }
 
 // SAFETY: an owned buffer is plain memory; foreign segments are valid as long as the keeper lives (promised to
@@ -75,7 +76,15 @@ impl Buf {
     /// meanwhile (a guest does); nobody may hold a Rust reference to them.
     pub unsafe fn foreign(segments: Vec<Segment>, keeper: Arc<dyn Any + Send + Sync>) -> Self {
         let len = segments.iter().map(|s| s.len).sum();
-        Self { inner: Inner::Foreign { segments, keeper: Some(keeper) }, len }
+        Self { inner: Inner::Foreign { segments, keeper }, len }
+    }
+
+    /// [`foreign`](Self::foreign) in one piece: nothing is allocated.
+    ///
+    /// # Safety
+    /// As [`foreign`](Self::foreign).
+    pub unsafe fn foreign_one(segment: Segment, keeper: Arc<dyn Any + Send + Sync>) -> Self {
+        Self { inner: Inner::One { segment, keeper }, len: segment.len }
     }
 
     /// Bytes in all segments.
@@ -92,6 +101,7 @@ impl Buf {
     pub fn segments(&self) -> Segments<'_> {
         match &self.inner {
             Inner::Owned(a) => Segments::One(Segment { ptr: a.ptr.as_ptr(), len: self.len }),
+            Inner::One { segment, .. } => Segments::One(*segment),
             Inner::Foreign { segments, .. } => Segments::Many(segments),
         }
     }
@@ -109,7 +119,7 @@ impl Buf {
         match &self.inner {
             // SAFETY: we own `len` initialised bytes and hold them behind &self.
             Inner::Owned(a) => unsafe { std::slice::from_raw_parts(a.ptr.as_ptr(), self.len) },
-            Inner::Foreign { .. } => panic!("bytes() of foreign memory"),
+            Inner::One { .. } | Inner::Foreign { .. } => panic!("bytes() of foreign memory"),
         }
     }
 
@@ -121,7 +131,7 @@ impl Buf {
         match &mut self.inner {
             // SAFETY: as in `bytes`, and `&mut self` makes it exclusive.
             Inner::Owned(a) => unsafe { std::slice::from_raw_parts_mut(a.ptr.as_ptr(), self.len) },
-            Inner::Foreign { .. } => panic!("bytes_mut() of foreign memory"),
+            Inner::One { .. } | Inner::Foreign { .. } => panic!("bytes_mut() of foreign memory"),
         }
     }
 
@@ -138,7 +148,7 @@ impl Buf {
     pub fn capacity(&self) -> usize {
         match &self.inner {
             Inner::Owned(a) => a.asked,
-            Inner::Foreign { .. } => self.len,
+            Inner::One { .. } | Inner::Foreign { .. } => self.len,
         }
     }
 
@@ -187,7 +197,9 @@ impl Buf {
     /// On owned memory, or past the end.
     pub fn slice_foreign(&self, at: usize, len: usize) -> Buf {
         assert!(at + len <= self.len);
-        let Inner::Foreign { keeper, .. } = &self.inner else { panic!("slice_foreign() of owned memory") };
+        let (Inner::Foreign { keeper, .. } | Inner::One { keeper, .. }) = &self.inner else {
+            panic!("slice_foreign() of owned memory")
+        };
         let mut segments = Vec::new();
         self.each_piece(at, len, |ptr, n| segments.push(Segment { ptr, len: n }));
         Buf { inner: Inner::Foreign { segments, keeper: keeper.clone() }, len }
@@ -214,9 +226,9 @@ impl Buf {
 /// A buffer's segments without an allocation for the common single one.
 #[derive(Debug)]
 pub enum Segments<'a> {
-    /// Owned memory.
+    /// One piece.
     One(Segment),
-    /// Foreign memory.
+    /// Scattered foreign memory.
     Many(&'a [Segment]),
 }
 

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use crate::buf::{ALIGN, Buf, Segment};
 use crate::cores::{CoreOptions, Cores, RunError, block_on};
 use crate::disk::uring::{OpenOptions, UringDisk};
-use crate::disk::{Disk, DiskError, conformance};
-use crate::ring::{Fd, poll, read_eventfd, register_memory};
+use crate::disk::{Dir, Disk, DiskError, conformance};
+use crate::landing::Landings;
+use crate::ring::{Fd, pin_memory, poll, read_eventfd, register_memory};
 use crate::{now, sleep, spawn, timeout};
 
 fn options() -> CoreOptions {
@@ -116,6 +117,57 @@ fn registered_memory_is_read_and_written() {
         assert_eq!(bytes, [7; 8192]);
         drop(registered);
         disk.read(4096, buf(0, 4096)).await.0.unwrap();
+        // Pinned elsewhere and borrowed; in one piece and scattered; given back with reads under way.
+        let pin = |at: usize, len: usize| {
+            // SAFETY: inside the memory, which lives in its keeper.
+            unsafe { pin_memory(base.add(at), len, memory.clone()) }
+        };
+        let halves = [pin(0, 512 << 10).unwrap(), pin(512 << 10, 512 << 10).unwrap()];
+        let lent = match (halves[0].lend(), halves[1].lend()) {
+            (Ok(a), Ok(b)) => [a, b],
+            (Err(e), _) | (_, Err(e)) => return println!("SKIPPED borrowing pinned memory: {e}"),
+        };
+        let ring = crate::ring::current();
+        // SAFETY: inside the memory.
+        let at = |at: usize| unsafe { base.add(at) };
+        let (low, high) = (ring.region_of(at(0), 512 << 10), ring.region_of(at(512 << 10), 512 << 10));
+        assert!(low.is_some() && high.is_some() && low != high);
+        assert_eq!((ring.region_of(at(0), (512 << 10) + 1), ring.region_of(at(1 << 20), 1)), (None, None));
+        let scattered = |places: &[usize]| {
+            let segments = places.iter().map(|p| Segment { ptr: at(*p), len: 4096 }).collect();
+            // SAFETY: inside the memory, which lives in its keeper.
+            unsafe { Buf::foreign(segments, memory.clone()) }
+        };
+        // Inside one half, and across both.
+        for places in [[131072, 65536], [131072, 786432]] {
+            let mut buf = scattered(&places);
+            buf.zero(0, 8192);
+            let (result, back) = disk.read(4096, buf).await;
+            result.unwrap();
+            back.copy_to(0, &mut bytes);
+            assert_eq!(bytes, [7; 8192]);
+            disk.write(16384, back, false).await.0.unwrap();
+        }
+        let landings = Landings::new();
+        for token in 0..8 {
+            let one = Segment { ptr: at(token * 8192), len: 4096 };
+            // SAFETY: inside the memory, which lives in its keeper.
+            let buf = unsafe { Buf::foreign_one(one, memory.clone()) };
+            disk.begin(Dir::Read, 4096, buf, &landings, token as u64).expect("simple");
+        }
+        drop((lent, halves));
+        assert_eq!(ring.region_of(at(0), 1), None);
+        let (mut all, mut some) = (0, Vec::new());
+        while all < 8 {
+            std::future::poll_fn(|cx| landings.poll_any(cx)).await;
+            landings.take(&mut some);
+            for landed in some.drain(..) {
+                assert_eq!(landed.result, Ok(4096), "token {}", landed.token);
+                landed.buf.copy_to(0, &mut bytes[..4096]);
+                assert_eq!(bytes[..4096], [7; 4096]);
+                all += 1;
+            }
+        }
     })
     .unwrap();
 }

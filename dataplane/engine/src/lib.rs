@@ -12,6 +12,7 @@
 //! | [`mod@offload`] | the bounded pool for work that blocks |
 //! | [`limit`], [`drain`] | token buckets; graceful ends |
 //! | [`buf`] | memory that an I/O operation owns until its completion |
+//! | [`landing`] | ends of transfers that no future waits for |
 //! | [`disk`] | the `Disk` seam and its twins: `uring`, and the seeded `sim`; its conformance suite |
 //!
 //! A store written against [`Disk`](disk::Disk) and the free functions runs unchanged on a core and in the simulation.
@@ -25,6 +26,7 @@ pub mod drain;
 pub mod error;
 pub mod exec;
 pub mod http;
+pub mod landing;
 pub mod limit;
 pub mod net;
 pub mod offload;

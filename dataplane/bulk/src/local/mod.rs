@@ -37,7 +37,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use karri_engine::buf::Buf;
-use karri_engine::disk::{Disk, DiskError};
+use karri_engine::disk::{Dir, Disk, DiskError};
+use karri_engine::landing::Landings;
 
 pub use blob::LocalWriter;
 pub use file::{open_again, open_file};
@@ -298,8 +299,13 @@ impl Drop for Reading<'_> {
     }
 }
 
+/// A counted access of a transfer under way. Lost, it is never ended: the disk may still write to the slot.
+#[derive(Debug)]
+pub struct Begun(u32);
+
 impl<D: Disk> BulkStore for LocalStore<D> {
     type Writer = LocalWriter<D>;
+    type Begun = Begun;
 
     async fn create(&self, len: Option<u64>) -> Result<LocalWriter<D>, BulkError> {
         self.begin_blob(len).await
@@ -404,6 +410,22 @@ impl<D: Disk> BulkStore for LocalStore<D> {
         let (result, buf) = self.disk.write(self.extent_at(extent, at), buf, false).await;
         self.shared.release(access.end());
         (result.map_err(|e| self.shared.no_space_below(e.into(), 0)), buf)
+    }
+
+    fn begin(&self, dir: Dir, extent: ExtentId, at: u64, buf: Buf, to: &Landings, token: u64) -> Result<Begun, Buf> {
+        let access = check_extent_range(dir.name(), at, buf.len()).and_then(|()| self.shared.access(extent));
+        let Ok(access) = access else { return Err(buf) };
+        match self.disk.begin(dir, self.extent_at(extent, at), buf, to, token) {
+            Ok(()) => Ok(Begun(access.keep())),
+            Err(buf) => {
+                self.shared.release(access.end());
+                Err(buf)
+            }
+        }
+    }
+
+    fn end(&self, begun: Begun) {
+        self.shared.release(self.shared.slots.end(begun.0));
     }
 
     async fn flush(&self) -> Result<(), BulkError> {

@@ -107,6 +107,14 @@ impl Slots {
         Err(access.end())
     }
 
+    /// Counts an access out that was [kept](Access::keep). `Some` slot is free now, for the allocator.
+    #[inline]
+    #[must_use]
+    pub fn end(&self, slot: u32) -> Option<u32> {
+        let old = self.words[slot as usize].fetch_sub(1, Ordering::SeqCst);
+        (old & FREED != 0 && self.try_release(slot)).then_some(slot)
+    }
+
     /// True while the extent has this owner and no free was asked for.
     pub fn is_live(&self, id: ExtentId) -> bool {
         self.words.get(id.slot as usize).is_some_and(|w| {
@@ -164,8 +172,14 @@ impl Access<'_> {
     #[inline]
     #[must_use]
     pub fn end(self) -> Option<u32> {
-        let old = self.slots.words[self.slot as usize].fetch_sub(1, Ordering::SeqCst);
-        (old & FREED != 0 && self.slots.try_release(self.slot)).then_some(self.slot)
+        self.slots.end(self.slot)
+    }
+
+    /// Keeps it counted beyond this borrow: [`Slots::end`] counts the slot out, once.
+    #[inline]
+    #[must_use]
+    pub fn keep(self) -> u32 {
+        self.slot
     }
 }
 

@@ -21,6 +21,26 @@ pub mod uring;
 use std::future::Future;
 
 use crate::buf::Buf;
+use crate::landing::Landings;
+
+/// Which way a transfer goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dir {
+    /// From the disk.
+    Read,
+    /// To it.
+    Write,
+}
+
+impl Dir {
+    /// `read` or `write`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
+}
 
 /// A transfer's outcome, and its buffer.
 pub type Done = (Result<(), DiskError>, Buf);
@@ -73,6 +93,16 @@ pub trait Disk: Clone + 'static {
     fn read(&self, at: u64, buf: Buf) -> impl Future<Output = Done>;
     /// Writes `buf` at `at`; durable at completion when `fua`.
     fn write(&self, at: u64, buf: Buf, fua: bool) -> impl Future<Output = Done>;
+    /// Begins a plain transfer (not `fua`) whose end comes to `to` under `token`, without a future: what came of it is for
+    /// the caller to judge, who does it again by `read` or `write` if it was short or failed. What is not as simple as one
+    /// operation is refused: the buffer comes back, and nothing was begun.
+    ///
+    /// # Errors
+    /// The buffer.
+    fn begin(&self, dir: Dir, at: u64, buf: Buf, to: &Landings, token: u64) -> Result<(), Buf> {
+        let _ = (dir, at, to, token);
+        Err(buf)
+    }
     /// Makes every completed write durable.
     fn flush(&self) -> impl Future<Output = Result<(), DiskError>>;
     /// Gives the range's space back; it reads as zeros or as before until written.

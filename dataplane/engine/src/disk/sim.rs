@@ -25,13 +25,15 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::{Disk, DiskError, Done};
+use super::{Dir, Disk, DiskError, Done};
 use crate::buf::{ALIGN, Buf};
+use crate::landing::{Landed, Landings};
 use crate::sim::Rng;
 use crate::{detach, sleep, sync};
 
 const PAGE: u64 = ALIGN as u64;
 const SECTOR: u64 = 512;
+const EIO: i32 = 5;
 
 /// How a simulated disk behaves. `Default` is [`Faults::none`].
 #[derive(Debug, Clone, Default)]
@@ -586,6 +588,23 @@ impl Disk for SimDisk {
             Ok(()) => self.detached(self.clone().do_read(at, buf)).await,
             Err(e) => (Err(e), buf),
         }
+    }
+
+    /// As the real one where there is an executor: a failure is an errno, whatever it was.
+    fn begin(&self, dir: Dir, at: u64, buf: Buf, to: &Landings, token: u64) -> Result<(), Buf> {
+        if !crate::on_executor() {
+            return Err(buf);
+        }
+        let (this, to) = (self.clone(), to.clone());
+        detach(async move {
+            let len = buf.len() as u32;
+            let (result, buf) = match dir {
+                Dir::Read => this.read(at, buf).await,
+                Dir::Write => this.write(at, buf, false).await,
+            };
+            to.push(Landed { token, result: result.map(|()| len).map_err(|_| EIO), buf });
+        });
+        Ok(())
     }
 
     async fn write(&self, at: u64, buf: Buf, fua: bool) -> Done {

@@ -3,7 +3,7 @@
 //! - Opened with O_DIRECT. Where the file system has none (tmpfs) it is buffered and says so once in the log; flushes are
 //!   then what makes data durable, as always.
 //! - An owned buffer, and foreign memory aligned as the device asks, is read and written in place: one SQE, no copy, no
-//!   allocation. Single segments inside registered memory use the registration. Whatever O_DIRECT refuses (odd
+//!   allocation. Segments inside one piece of registered memory use the registration. Whatever O_DIRECT refuses (odd
 //!   addresses, or 512-byte requests on a 4 KiB device) goes through a bounce buffer; a write smaller than the device's
 //!   block reads the block first, serialised with other bounced writes of this disk.
 //! - Short transfers are carried on; an end of file inside the disk is an error.
@@ -21,9 +21,10 @@ use std::rc::Rc;
 
 use io_uring::{opcode, squeue, types};
 
-use super::{Disk, DiskError, Done};
+use super::{Dir, Disk, DiskError, Done};
 use crate::buf::{ALIGN, Buf, Segment};
 use crate::error::EngineError;
+use crate::landing::Landings;
 use crate::ring::{self, Cqe, Fd, Keep, OnDrop, Ring};
 use crate::sync;
 
@@ -205,11 +206,16 @@ impl UringDisk {
         let flags = if fua { libc::RWF_DSYNC } else { 0 };
         // Segment is laid out as iovec.
         let (iov, n) = (segments.as_ptr().cast::<libc::iovec>(), segments.len() as u32);
+        let region = if self.0.ring.fixed_vectors() { self.0.ring.region_of_all(segments) } else { None };
         macro_rules! build {
             ($fd:expr) => {
-                match dir {
-                    Dir::Read => opcode::Readv::new($fd, iov, n).offset(at).build(),
-                    Dir::Write => opcode::Writev::new($fd, iov, n).offset(at).rw_flags(flags).build(),
+                match (dir, region) {
+                    (Dir::Read, None) => opcode::Readv::new($fd, iov, n).offset(at).build(),
+                    (Dir::Write, None) => opcode::Writev::new($fd, iov, n).offset(at).rw_flags(flags).build(),
+                    (Dir::Read, Some(r)) => opcode::ReadvFixed::new($fd, iov, n, r).offset(at).build(),
+                    (Dir::Write, Some(r)) => {
+                        opcode::WritevFixed::new($fd, iov, n, r).offset(at).rw_flags(flags).build()
+                    }
                 }
             };
         }
@@ -353,21 +359,6 @@ impl UringDisk {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Dir {
-    Read,
-    Write,
-}
-
-impl Dir {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Write => "write",
-        }
-    }
-}
-
 /// Why a transfer stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Failed {
@@ -395,6 +386,18 @@ impl Disk for UringDisk {
 
     async fn write(&self, at: u64, buf: Buf, fua: bool) -> Done {
         self.run(Dir::Write, at, buf, fua).await
+    }
+
+    fn begin(&self, dir: Dir, at: u64, buf: Buf, to: &Landings, token: u64) -> Result<(), Buf> {
+        let pieces = buf.segments().as_slice().len();
+        let simple = pieces <= SEGMENTS_MAX && buf.len() <= TRANSFER_MAX && !buf.is_empty();
+        if !simple || !self.fits(at, &buf) || self.check(dir.name(), at, buf.len() as u64).is_err() {
+            return Err(buf);
+        }
+        let (entry, _) = self.entry(dir, at, &buf, 0, false);
+        // SAFETY: the slot keeps the buffer, whose segments and their list (of several) do not move with it, and the fd.
+        unsafe { self.0.ring.submit_landing(entry, buf, self.0.fd.clone(), to, token) };
+        Ok(())
     }
 
     async fn flush(&self) -> Result<(), DiskError> {

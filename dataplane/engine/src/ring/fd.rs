@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::{Rc, Weak};
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use io_uring::{opcode, types};
 
@@ -108,28 +108,36 @@ impl Polls {
     /// # Panics
     /// Outside a core.
     pub async fn next(&mut self) -> io::Result<()> {
-        std::future::poll_fn(|cx| {
-            let mut happened = false;
-            loop {
-                let (fd, events) = (&self.fd, self.events);
-                let op = self.op.get_or_insert_with(|| {
-                    let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), events as u16 as u32);
-                    // SAFETY: the entry has no address; the slot keeps the fd.
-                    unsafe { current().submit_multi(entry.multi(true).build(), Keep::Nothing, Some(fd.clone())) }
-                });
-                match op.poll_next(cx) {
-                    Poll::Ready(Some(cqe)) => match cqe.result() {
-                        Ok(_) => happened = true,
-                        Err(e) => return Poll::Ready(Err(e)),
-                    },
-                    // The kernel ended it (a full completion queue): begun anew.
-                    Poll::Ready(None) => self.op = None,
-                    Poll::Pending if happened => return Poll::Ready(Ok(())),
-                    Poll::Pending => return Poll::Pending,
-                }
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// [`next`](Self::next), for a task that waits for other things, too.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    ///
+    /// # Panics
+    /// Outside a core.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut happened = false;
+        loop {
+            let (fd, events) = (&self.fd, self.events);
+            let op = self.op.get_or_insert_with(|| {
+                let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), events as u16 as u32);
+                // SAFETY: the entry has no address; the slot keeps the fd.
+                unsafe { current().submit_multi(entry.multi(true).build(), Keep::Nothing, Some(fd.clone())) }
+            });
+            match op.poll_next(cx) {
+                Poll::Ready(Some(cqe)) => match cqe.result() {
+                    Ok(_) => happened = true,
+                    Err(e) => return Poll::Ready(Err(e)),
+                },
+                // The kernel ended it (a full completion queue): begun anew.
+                Poll::Ready(None) => self.op = None,
+                Poll::Pending if happened => return Poll::Ready(Ok(())),
+                Poll::Pending => return Poll::Pending,
             }
-        })
-        .await
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! future ---- submit ----> slot (buffer, fd, waker) ----> SQE ... enter ... CQE(s) ----> slot: Done ----> waker
 //!    |                        |                                                            |
 //!    +-- dropped early -----> orphan: keeps buffer and fd, wakes nobody, freed at its last CQE
+//! no future: the slot names the `Landings` that its CQE and buffer go to
 //! ```
 //!
 //! Why it is safe: the kernel may write into a buffer until the operation's last CQE, so buffer and fd belong to the slot,
@@ -40,6 +41,7 @@
 
 pub(crate) mod bufs;
 mod fd;
+mod memory;
 mod probe;
 
 use std::any::Any;
@@ -58,10 +60,12 @@ use io_uring::{EnterFlags, IoUring, opcode, squeue, types};
 use slab::Slab;
 
 pub use fd::{Fd, Polls, poll, polls, read_eventfd};
+pub use memory::{Pinned, REGION_BYTES_MAX, Registered, pin_memory, register_memory};
 use probe::Features;
 
 use crate::buf::Buf;
 use crate::error::EngineError;
+use crate::landing::{Landed, Landings};
 use bufs::Bufs;
 
 /// Completions of these are nobody's.
@@ -127,6 +131,8 @@ enum State {
     Done(Cqe),
     /// Its future is gone.
     Orphan,
+    /// It never had one: its end goes there, under that token.
+    Landing(Landings, u64),
     /// Several completions; `over` after the one without F_MORE.
     Multi {
         queue: VecDeque<Cqe>,
@@ -185,18 +191,12 @@ pub(crate) struct Ring {
     alarm_word: ManuallyDrop<Box<Cell<u64>>>,
     alarm_armed: Cell<bool>,
     files_free: RefCell<Vec<u32>>,
-    regions: RefCell<Vec<Region>>,
+    regions: RefCell<Vec<memory::Region>>,
     regions_free: RefCell<Vec<u16>>,
     ops: Cell<u64>,
     enters: Cell<u64>,
     sleeps: Cell<u64>,
     completions: Cell<u64>,
-}
-
-struct Region {
-    start: usize,
-    len: usize,
-    index: u16,
 }
 
 thread_local! {
@@ -338,6 +338,18 @@ impl Ring {
         MultiOp { ring: self.clone(), key: Some(key) }
     }
 
+    /// Starts an operation without a future: its end, with the buffer, comes to `to`.
+    ///
+    /// # Safety
+    /// As [`submit`](Self::submit), with the buffer as what is kept.
+    pub(crate) unsafe fn submit_landing(&self, entry: squeue::Entry, buf: Buf, fd: Fd, to: &Landings, token: u64) {
+        if self.closing.get() {
+            return to.push(Landed { token, result: Err(libc::ECANCELED), buf });
+        }
+        // SAFETY: promised by the caller.
+        unsafe { self.start(entry, Keep::Buf(buf), Some(fd), State::Landing(to.clone(), token)) };
+    }
+
     unsafe fn start(&self, entry: squeue::Entry, keep: Keep, fd: Option<Fd>, mut state: State) -> Key {
         let refused = self.closing.get();
         if refused {
@@ -471,6 +483,14 @@ impl Ring {
         let slot = slots.get_mut(key.index as usize).filter(|s| s.generation == key.generation);
         let slot = slot.expect("a completion belongs to a slot");
         let waker = match &mut slot.state {
+            State::Landing(..) => {
+                let slot = slots.remove(key.index as usize);
+                drop(slots);
+                if let (State::Landing(to, token), Keep::Buf(buf)) = (slot.state, slot.keep) {
+                    to.push(Landed { token, result: u32::try_from(cqe.res).map_err(|_| -cqe.res), buf });
+                }
+                return;
+            }
             State::Waiting(waker) => {
                 let waker = waker.take();
                 slot.state = State::Done(cqe);
@@ -513,7 +533,7 @@ impl Ring {
     fn in_flight(&self) -> usize {
         let slots = self.slots.borrow();
         let open = slots.iter().filter(|(_, s)| match &s.state {
-            State::Waiting(_) | State::Orphan => true,
+            State::Waiting(_) | State::Orphan | State::Landing(..) => true,
             State::Done(_) => false,
             State::Multi { over, .. } => !over,
         });
@@ -562,44 +582,6 @@ impl Ring {
     fn unregister_file(&self, slot: u32) {
         if self.uring.borrow().submitter().register_files_update(slot, &[-1]).is_ok() {
             self.files_free.borrow_mut().push(slot);
-        }
-    }
-
-    /// The registered region that holds all of `ptr..ptr + len`.
-    pub(crate) fn region_of(&self, ptr: *const u8, len: usize) -> Option<u16> {
-        let regions = self.regions.borrow();
-        if regions.is_empty() {
-            return None;
-        }
-        let at = ptr as usize;
-        let hit = regions.iter().find(|r| at >= r.start && at - r.start + len <= r.len);
-        hit.map(|r| r.index)
-    }
-
-    fn register_region(&self, ptr: *mut u8, len: usize) -> io::Result<u16> {
-        let index = self.regions_free.borrow_mut().pop().ok_or_else(|| {
-            io::Error::other("the core's table of registered memory is full; raise RingOptions::regions")
-        })?;
-        let iovec = libc::iovec { iov_base: ptr.cast(), iov_len: len };
-        // SAFETY: `Registered` keeps the memory mapped until it has unregistered it; the kernel pins the pages.
-        let done =
-            unsafe { self.uring.borrow().submitter().register_buffers_update(u32::from(index), &[iovec], Some(&[0])) };
-        if let Err(e) = done {
-            self.regions_free.borrow_mut().push(index);
-            return Err(e);
-        }
-        self.regions.borrow_mut().push(Region { start: ptr as usize, len, index });
-        Ok(index)
-    }
-
-    fn unregister_region(&self, index: u16) {
-        self.regions.borrow_mut().retain(|r| r.index != index);
-        let none = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        // SAFETY: an empty entry points to nothing; operations in flight hold their own reference.
-        let done =
-            unsafe { self.uring.borrow().submitter().register_buffers_update(u32::from(index), &[none], Some(&[0])) };
-        if done.is_ok() {
-            self.regions_free.borrow_mut().push(index);
         }
     }
 }
@@ -676,7 +658,7 @@ impl Future for Op {
                 *none = Some(cx.waker().clone());
                 Poll::Pending
             }
-            State::Orphan | State::Multi { .. } => unreachable!("another kind of operation"),
+            State::Orphan | State::Landing(..) | State::Multi { .. } => unreachable!("another kind of operation"),
         }
     }
 }
@@ -764,45 +746,5 @@ impl Drop for MultiOp {
         if !over {
             self.ring.cancel(key);
         }
-    }
-}
-
-/// Foreign memory (a guest's) registered with this core's ring: I/O of single segments inside it skips pinning and
-/// mapping its pages each time. Optional: unregistered memory works the same, a little slower.
-///
-/// Registering pins the memory (it counts against RLIMIT_MEMLOCK of unprivileged users).
-pub struct Registered {
-    ring: Rc<Ring>,
-    index: u16,
-    _keeper: std::sync::Arc<dyn Any + Send + Sync>,
-}
-
-impl std::fmt::Debug for Registered {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Registered").field("index", &self.index).finish_non_exhaustive()
-    }
-}
-
-/// Registers `len` bytes at `ptr` with this core's ring until the answer is dropped.
-///
-/// # Errors
-/// ENOMEM past RLIMIT_MEMLOCK, EFAULT and EOPNOTSUPP for memory that cannot be pinned (some file mappings), or a full
-/// table. All of them mean: go on without.
-///
-/// # Safety
-/// The memory must stay mapped until `keeper` is dropped.
-pub unsafe fn register_memory(
-    ptr: *mut u8,
-    len: usize,
-    keeper: std::sync::Arc<dyn Any + Send + Sync>,
-) -> io::Result<Registered> {
-    let ring = current();
-    let index = ring.register_region(ptr, len)?;
-    Ok(Registered { ring, index, _keeper: keeper })
-}
-
-impl Drop for Registered {
-    fn drop(&mut self) {
-        self.ring.unregister_region(self.index);
     }
 }
