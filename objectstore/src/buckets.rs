@@ -169,3 +169,77 @@ impl Drop for Change<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use karri_base::clock::UnixMicros;
+
+    use super::*;
+    use crate::config::Documents;
+    use crate::keys::{self, BucketId};
+    use crate::record::Versioning;
+
+    fn known() -> Arc<Known> {
+        let value = Bucket {
+            id: BucketId(7),
+            owner: "000000000001".into(),
+            created: UnixMicros(9),
+            region: "r".into(),
+            deleting: false,
+            fence: 0,
+            versioning: Versioning::Never,
+            lock: None,
+            encryption: None,
+            documents: Documents::default(),
+        };
+        let raw = value.encode();
+        Arc::new(Known::of(Seen { value, raw }).unwrap())
+    }
+
+    fn take_in(buckets: &Buckets, name: &str) -> bool {
+        buckets.put(buckets.ticket(), name, &known());
+        buckets.get(name).is_some()
+    }
+
+    fn batch(name: &str) -> Batch {
+        Batch::new().put(keys::bucket(name), "x").put("Oother", "y")
+    }
+
+    #[test]
+    fn a_commit_takes_out_what_it_changes() {
+        let buckets = Buckets::default();
+        assert!(take_in(&buckets, "a") && take_in(&buckets, "b"));
+        let before = buckets.ticket();
+        assert!(buckets.change(&batch("a")).done(&Ok(())));
+        assert!(buckets.get("a").is_none() && buckets.get("b").is_some());
+        buckets.put(before, "a", &known());
+        assert!(buckets.get("a").is_none(), "read before the change, taken in after it");
+        assert!(take_in(&buckets, "a"));
+        let lost = Err(MetaError::Conflict { key: keys::bucket("b") });
+        assert!(buckets.change(&Batch::new().check(keys::bucket("b"), None)).done(&lost));
+        assert!(buckets.get("b").is_none(), "somebody else changed it");
+        assert!(!buckets.change(&Batch::new().put("Ok", "v")).done(&Ok(())), "no bucket's record");
+    }
+
+    #[test]
+    fn a_cut_off_commit_is_doubted_for_ever() {
+        let cut_off: [fn(&Buckets); 2] = [
+            |buckets| drop(buckets.change(&batch("a"))),
+            |buckets| {
+                let failed = Err(MetaError::Failed { op: "commit", why: "the disk".into() });
+                buckets.change(&batch("a")).done(&failed);
+            },
+        ];
+        for cut_off in cut_off {
+            let buckets = Buckets::default();
+            assert!(take_in(&buckets, "a") && take_in(&buckets, "b"));
+            let before = buckets.ticket();
+            cut_off(&buckets);
+            // It may happen at any later time: whatever is read now may be stale then.
+            assert!(buckets.get("a").is_none() && !take_in(&buckets, "a"));
+            buckets.put(before, "a", &known());
+            assert!(buckets.get("a").is_none());
+            assert!(buckets.get("b").is_some() && take_in(&buckets, "c"), "others are not touched");
+        }
+    }
+}

@@ -21,10 +21,12 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::keys;
 use crate::metrics::Metrics;
-use crate::notify::{Destination, Destinations, Place, Told};
+use crate::notify::{Destination, Destinations, Place, Told, WAITING_MAX};
 
 /// Events read in one go.
 const PAGE: usize = 100;
+/// Events counted in one go.
+const COUNT_PAGE: usize = 1_000;
 /// Pauses after failures: from, to.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// How long a webhook may take.
@@ -123,6 +125,9 @@ async fn serve(bag: &Bag, to: &Destination) {
     let client = Client::builder(TokioExecutor::new()).build_http();
     let mut pause = BACK_OFF.0;
     let mut troubled = false;
+    if let Err(error) = count(bag, to).await {
+        tracing::warn!(destination = to.id(), error = %error, "the events that wait could not be counted");
+    }
     loop {
         let error = match work(bag, to, &client).await {
             Ok(()) => {
@@ -142,6 +147,22 @@ async fn serve(bag: &Bag, to: &Destination) {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(BACK_OFF.1);
     }
+}
+
+/// Counts what waited when the last life ended; more than may wait is not looked at.
+async fn count(bag: &Bag, to: &Destination) -> Result<(), MetaError> {
+    let mut range = keys::events_of(&to.id());
+    let mut counted = 0;
+    while counted < WAITING_MAX {
+        let page = bag.meta.scan(Scan::new(range.clone(), COUNT_PAGE)).await?;
+        to.waiting.fetch_add(page.len(), Ordering::Relaxed);
+        counted += page.len();
+        match page.last() {
+            Some((last, _)) if page.len() == COUNT_PAGE => range.start = keys::after(last),
+            _ => break,
+        }
+    }
+    Ok(())
 }
 
 /// Delivers all that waits.

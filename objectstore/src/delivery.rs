@@ -39,7 +39,6 @@ pub struct Source<'a> {
 /// # Errors
 /// `AccessDenied`.
 pub fn may_write(target: &Known, logging: &Logging, source: Source<'_>, now: UnixMicros) -> Result<()> {
-    let identity = Identity::new(Principal::service(SERVICE), Vec::new());
     let mut context = Context::default();
     context
         .text("aws:SourceArn", format!("arn:aws:s3:::{}", source.bucket))
@@ -55,13 +54,23 @@ pub fn may_write(target: &Known, logging: &Logging, source: Source<'_>, now: Uni
     let listed = lists && granted(Permission::Write);
     // Policies name the prefix with or without `*` after it.
     let place = format!("arn:aws:s3:::{}/{}", logging.bucket, logging.prefix);
-    let decisions = [place.clone(), format!("{place}2026-01-01-00-00-00-0000000000000000")].map(|resource| {
-        let request = Request { action: "s3:PutObject", resource: &resource, context: &context };
-        let to = Target { owner: target.owner.as_ref(), policy: target.policy.as_ref(), ..Target::default() };
-        decide(&identity, &to, &request)
-    });
-    let denied = decisions.iter().any(|d| matches!(d, Decision::ExplicitDeny(_)));
-    if !denied && (listed || decisions.iter().any(|d| d.is_allowed())) {
+    let resources = [place.clone(), format!("{place}2026-01-01-00-00-00-0000000000000000")];
+    let decisions = |service: &str| {
+        let identity = Identity::new(Principal::service(service), Vec::new());
+        resources.each_ref().map(|resource| {
+            let request = Request { action: "s3:PutObject", resource, context: &context };
+            let to = Target { owner: target.owner.as_ref(), policy: target.policy.as_ref(), ..Target::default() };
+            decide(&identity, &to, &request)
+        })
+    };
+    let ours = decisions(SERVICE);
+    let denied = ours.iter().any(|d| matches!(d, Decision::ExplicitDeny(_)));
+    // By its name: what is open to everybody was not opened for logs.
+    let by_name = || {
+        let anybody = decisions("anybody.amazonaws.com");
+        ours.iter().zip(&anybody).any(|(our, any)| our.is_allowed() && !any.is_allowed())
+    };
+    if !denied && (listed || by_name()) {
         return Ok(());
     }
     Err(Error::new(

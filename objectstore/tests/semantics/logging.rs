@@ -44,6 +44,9 @@ fn targets_are_checked() {
             assert_eq!(answer.status == 200, fits, "{resource} {account}: {}", answer.text());
         }
         assert_eq!(w.get("/bucket?logging").await.ok().one("TargetPrefix"), "l/");
+        let everybody = policy("logs/*", ACCOUNT).replace(r#"{"Service":"logging.s3.amazonaws.com"}"#, r#""*""#);
+        w.put("/logs?policy", everybody).await.ok();
+        set(target("logs", "l/")).await.is(403, "AccessDenied");
         w.req("DELETE", "/logs?policy").send().await.ok();
         set(target("logs", "l/")).await.is(403, "AccessDenied");
         w.req("PUT", "/logs?acl").header("x-amz-acl", "log-delivery-write").send().await.ok();
