@@ -220,7 +220,7 @@ async fn identity(store: &Path, addr: SocketAddr, seeds: &[Seed]) -> Result<(Key
     let mut registry = observe::registry("identity");
     let meta = chassis::records(&folder.join("meta"), &mut registry).await?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let directory = Arc::new(Directory::open(meta, key, clock.clone()).await?);
+    let directory = Arc::new(Directory::open(meta, key, clock.clone()).await?.with_oidc(folder.join("oidc")));
     directory.seed(seeds).await?;
     let ring = directory.ring().clone();
     let listener = Listener::start(directory, clock, REGION, addr).await;

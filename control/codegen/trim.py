@@ -21,24 +21,29 @@ SERVED = {
         "RebootInstances RegisterImage RunInstances StartInstances StopInstances TerminateInstances"
     ).split(),
     "iam/2010-05-08": (
-        "AddRoleToInstanceProfile AddUserToGroup AttachGroupPolicy AttachRolePolicy AttachUserPolicy "
-        "CreateAccessKey CreateAccountAlias CreateGroup CreateInstanceProfile CreateLoginProfile CreatePolicy "
-        "CreatePolicyVersion CreateRole CreateUser DeleteAccessKey DeleteAccountAlias DeleteGroup "
-        "DeleteGroupPolicy DeleteInstanceProfile DeleteLoginProfile DeletePolicy DeletePolicyVersion DeleteRole "
+        "AddClientIDToOpenIDConnectProvider AddRoleToInstanceProfile AddUserToGroup AttachGroupPolicy "
+        "AttachRolePolicy AttachUserPolicy CreateAccessKey CreateAccountAlias CreateGroup CreateInstanceProfile "
+        "CreateLoginProfile CreateOpenIDConnectProvider CreatePolicy CreatePolicyVersion CreateRole CreateUser "
+        "DeleteAccessKey DeleteAccountAlias DeleteGroup DeleteGroupPolicy DeleteInstanceProfile "
+        "DeleteLoginProfile DeleteOpenIDConnectProvider DeletePolicy DeletePolicyVersion DeleteRole "
         "DeleteRolePermissionsBoundary DeleteRolePolicy DeleteUser DeleteUserPermissionsBoundary DeleteUserPolicy "
         "DetachGroupPolicy DetachRolePolicy DetachUserPolicy GetAccountSummary GetContextKeysForCustomPolicy "
-        "GetContextKeysForPrincipalPolicy GetGroup GetGroupPolicy GetInstanceProfile GetLoginProfile GetPolicy "
-        "GetPolicyVersion GetRole GetRolePolicy GetUser GetUserPolicy ListAccessKeys ListAccountAliases "
-        "ListAttachedGroupPolicies ListAttachedRolePolicies ListAttachedUserPolicies ListEntitiesForPolicy "
-        "ListGroupPolicies ListGroups ListGroupsForUser ListInstanceProfiles ListInstanceProfilesForRole "
-        "ListPolicies ListPolicyTags ListPolicyVersions ListRolePolicies ListRoleTags ListRoles ListUserPolicies "
-        "ListUserTags ListUsers PutGroupPolicy PutRolePermissionsBoundary PutRolePolicy "
-        "PutUserPermissionsBoundary PutUserPolicy RemoveRoleFromInstanceProfile RemoveUserFromGroup "
-        "SetDefaultPolicyVersion SimulateCustomPolicy SimulatePrincipalPolicy TagPolicy TagRole TagUser "
+        "GetContextKeysForPrincipalPolicy GetGroup GetGroupPolicy GetInstanceProfile GetLoginProfile "
+        "GetOpenIDConnectProvider GetPolicy GetPolicyVersion GetRole GetRolePolicy GetUser GetUserPolicy "
+        "ListAccessKeys ListAccountAliases ListAttachedGroupPolicies ListAttachedRolePolicies "
+        "ListAttachedUserPolicies ListEntitiesForPolicy ListGroupPolicies ListGroups ListGroupsForUser "
+        "ListInstanceProfiles ListInstanceProfilesForRole ListOpenIDConnectProviderTags "
+        "ListOpenIDConnectProviders ListPolicies ListPolicyTags ListPolicyVersions ListRolePolicies ListRoleTags "
+        "ListRoles ListUserPolicies ListUserTags ListUsers PutGroupPolicy PutRolePermissionsBoundary "
+        "PutRolePolicy PutUserPermissionsBoundary PutUserPolicy RemoveClientIDFromOpenIDConnectProvider "
+        "RemoveRoleFromInstanceProfile RemoveUserFromGroup SetDefaultPolicyVersion SimulateCustomPolicy "
+        "SimulatePrincipalPolicy TagOpenIDConnectProvider TagPolicy TagRole TagUser UntagOpenIDConnectProvider "
         "UntagPolicy UntagRole UntagUser UpdateAccessKey UpdateAssumeRolePolicy UpdateGroup UpdateLoginProfile "
-        "UpdateRole UpdateRoleDescription UpdateUser"
+        "UpdateOpenIDConnectProviderThumbprint UpdateRole UpdateRoleDescription UpdateUser"
     ).split(),
-    "sts/2011-06-15": "AssumeRole GetAccessKeyInfo GetCallerIdentity GetFederationToken GetSessionToken".split(),
+    "sts/2011-06-15": (
+        "AssumeRole AssumeRoleWithWebIdentity GetAccessKeyInfo GetCallerIdentity GetFederationToken GetSessionToken"
+    ).split(),
 }
 KEEP_SHAPE = ("type", "required", "enum", "sensitive", "locationName", "flattened", "timestampFormat")
 KEEP_MEMBER = ("shape", "locationName", "queryName", "flattened", "timestampFormat", "idempotencyToken")

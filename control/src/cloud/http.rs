@@ -29,7 +29,9 @@ use crate::wire::{Invalid, Tree, Xml};
 
 use super::error::{ApiError, ApiResult, Code};
 use super::stopped;
-use crate::identity::authorize::Caller;
+use crate::identity::Directory;
+use crate::identity::authorize::{Caller, Unsigned};
+use crate::identity::sts::web_identity;
 use crate::wire::generated::{ec2, iam, sts};
 
 /// A form's size; user data is at most 16 KiB, a thousand tagged ids fit.
@@ -82,6 +84,8 @@ pub struct Asked<'a> {
 pub trait Api: Send + Sync + 'static {
     /// Checks signatures.
     fn verifier(&self) -> &Verifier;
+    /// Who there is.
+    fn directory(&self) -> &Directory;
     /// Wall time.
     fn clock(&self) -> &dyn Clock;
     /// Of all answers.
@@ -269,8 +273,12 @@ async fn handle(
         .into();
     }
     let now = api.clock().now();
-    let verified = api.verifier().verify(&parts, &body, now).map_err(|e| denied(&about.service, &e))?;
-    if !verified.service.is_empty() {
+    let verified = match api.verifier().verify(&parts, &body, now) {
+        // The one action whose parameters prove who asks.
+        Err(AuthError::Missing) if about.service == "sts" && action == WEB_IDENTITY => None,
+        verified => Some(verified.map_err(|e| denied(&about.service, &e))?),
+    };
+    if let Some(verified) = verified.as_ref().filter(|v| !v.service.is_empty()) {
         about.service = verified.service.clone();
     }
     let version = named("Version").filter(|v| is_version(v));
@@ -300,8 +308,13 @@ async fn handle(
     if is_known {
         about.action.clone_from(&action);
     }
+    let region = api.region().to_owned();
+    let Some(verified) = verified else {
+        let from = Unsigned { source: Some(peer), now, region };
+        return web_identity::answer(api.directory(), &tree, &from, id).await;
+    };
     let account = verified.key.account.clone();
-    let (key, identity, region) = (verified.key, verified.identity, api.region().to_owned());
+    let (key, identity) = (verified.key, verified.identity);
     let caller = Caller { key, identity, source: Some(peer), now, region };
     let asked = Asked { service: &about.service, action: &action, tree: &tree, caller, request_id: id, version };
     let outcome = api.act(asked).await;
@@ -314,6 +327,7 @@ async fn handle(
     outcome
 }
 
+const WEB_IDENTITY: &str = "AssumeRoleWithWebIdentity";
 const FORM: &str = "application/x-www-form-urlencoded";
 
 /// Any API version is accepted; one of the usual form is echoed.

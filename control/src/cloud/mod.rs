@@ -155,6 +155,8 @@ pub struct Parts {
     pub credentials: Credentials,
     /// What seals secrets and sessions.
     pub identity_key: [u8; 32],
+    /// Keys of OpenID Connect providers.
+    pub oidc: PathBuf,
     /// The store of records.
     pub meta: Arc<dyn MetaStore>,
     /// The zone.
@@ -218,6 +220,7 @@ pub async fn start(
         credentials,
         identity_key: crate::identity::secrets::key_file(&config.role.state.join("identity.key"))
             .map_err(|(path, why)| StartError::IdentityKey { path, why })?,
+        oidc: config.role.state.join("oidc"),
         meta,
         cluster,
         storage,
@@ -240,7 +243,7 @@ impl CloudRole {
         let addr = listener.local_addr().map_err(|source| StartError::Listen { addr: api, source })?;
         let meta = parts.meta.clone();
         let store = Store::open(parts.meta).await?;
-        let directory = Directory::open(meta, parts.identity_key, parts.clock.clone()).await?;
+        let directory = Directory::open(meta, parts.identity_key, parts.clock.clone()).await?.with_oidc(parts.oidc);
         identity::import(&store, &directory, &parts.credentials).await?;
         let ring = directory.ring().clone();
         let flows = Flows::new(

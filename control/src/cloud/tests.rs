@@ -199,6 +199,7 @@ async fn boot(
         zone: "us-east-1a".into(),
         credentials: credentials(),
         identity_key: [7; 32],
+        oidc: "/nonexistent".into(),
         meta: meta.clone(),
         cluster: cluster.clone(),
         storage: Arc::new(storage.clone()),

@@ -60,6 +60,9 @@ impl Api for Alone {
     fn verifier(&self) -> &Verifier {
         &self.verifier
     }
+    fn directory(&self) -> &Directory {
+        &self.directory
+    }
     fn clock(&self) -> &dyn Clock {
         &*self.clock
     }

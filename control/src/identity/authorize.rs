@@ -26,6 +26,17 @@ pub struct Caller {
     pub region: String,
 }
 
+/// From where a request came that nobody signed.
+#[derive(Debug, Clone)]
+pub struct Unsigned {
+    /// The connection's other end, where there is one.
+    pub source: Option<IpAddr>,
+    /// When it came.
+    pub now: UnixMicros,
+    /// The region of answers.
+    pub region: String,
+}
+
 impl Caller {
     /// The account that asks.
     pub fn account(&self) -> &AccountId {

@@ -10,7 +10,7 @@
 //! |---|---|
 //! | [`records`], [`state`] | what is kept, and how it changes |
 //! | [`api`] | the IAM actions, one file per family |
-//! | [`sts`] | temporary credentials |
+//! | [`sts`], [`oidc`] | temporary credentials; tokens of OpenID Connect providers |
 //! | [`authorize`] | the question that every request of the cloud is asked |
 //! | [`told`] | what other roles learn |
 //! | [`secrets`] | sealing of secrets, hashing of passwords |
@@ -23,6 +23,7 @@ pub mod alone;
 pub mod api;
 pub mod authorize;
 pub mod aws_managed;
+pub mod oidc;
 pub mod records;
 pub mod secrets;
 pub mod state;
@@ -30,9 +31,12 @@ pub mod sts;
 pub mod told;
 
 #[cfg(test)]
+mod oidc_tests;
+#[cfg(test)]
 mod tests;
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use karri_base::aws::keys::KeyRing;
@@ -62,6 +66,7 @@ pub struct Directory {
     ring: KeyRing,
     sealer: Sealer,
     clock: Arc<dyn Clock>,
+    oidc: Option<PathBuf>,
 }
 
 /// A key to have from the start.
@@ -105,11 +110,21 @@ impl Directory {
             ring: KeyRing::default(),
             sealer: Sealer::new(key),
             clock,
+            oidc: None,
         };
         directory.refill();
         Ok(directory)
     }
 
+    /// With this folder of OpenID Connect providers' keys (see [`oidc::file`]).
+    #[must_use]
+    pub fn with_oidc(self, folder: impl Into<PathBuf>) -> Self {
+        Self { oidc: Some(folder.into()), ..self }
+    }
+    /// Where providers' keys lie.
+    pub fn oidc(&self) -> Option<&Path> {
+        self.oidc.as_deref()
+    }
     /// Everything, as it is now.
     pub fn state(&self) -> Arc<State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner).clone()

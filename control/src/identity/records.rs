@@ -181,6 +181,41 @@ pub struct Managed {
     pub tags: Tags,
 }
 
+/// An OpenID Connect provider.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Provider {
+    /// Whose.
+    pub account: AccountId,
+    /// With its scheme, without a slash behind; `iss` of its tokens.
+    pub url: String,
+    /// For whom its tokens may be.
+    pub client_ids: Vec<String>,
+    /// Of its certificates; kept and shown.
+    pub thumbprints: Vec<String>,
+    /// Microseconds since 1970.
+    pub created_us: u64,
+    /// Tags.
+    pub tags: Tags,
+}
+
+impl Provider {
+    /// Its URL without the scheme, as ARNs and condition keys have it.
+    pub fn name(&self) -> &str {
+        self.url.split_once("://").map_or(&self.url, |(_, name)| name)
+    }
+    /// Its ARN.
+    pub fn arn(&self) -> String {
+        Arn::iam(&self.account, format!("oidc-provider/{}", self.name())).to_string()
+    }
+}
+
+impl Entity for Provider {
+    const KIND: &'static str = "provider";
+    fn key(&self) -> String {
+        named(&self.account, self.name())
+    }
+}
+
 /// Whom a key stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Bearer {

@@ -9,7 +9,7 @@ use karri_base::id::AccountId;
 use karri_meta::{Batch, MetaError, MetaStore, Scan};
 use serde::{Deserialize, Serialize};
 
-use super::records::{AccessKey, Account, Entity, Group, Managed, Profile, Role, User, named};
+use super::records::{AccessKey, Account, Entity, Group, Managed, Profile, Provider, Role, User, named};
 
 /// Records of one kind by key.
 pub type Table<R> = BTreeMap<String, Arc<R>>;
@@ -29,6 +29,8 @@ pub struct State {
     pub profiles: Table<Profile>,
     /// By account and name.
     pub policies: Table<Managed>,
+    /// By account and URL.
+    pub providers: Table<Provider>,
     /// By id.
     pub keys: Table<AccessKey>,
 }
@@ -115,6 +117,7 @@ impl State {
             roles: load(meta).await?,
             profiles: load(meta).await?,
             policies: load(meta).await?,
+            providers: load(meta).await?,
             keys: load(meta).await?,
         })
     }
@@ -127,6 +130,7 @@ impl State {
         let batch = differences(batch, &self.roles, &new.roles);
         let batch = differences(batch, &self.profiles, &new.profiles);
         let batch = differences(batch, &self.policies, &new.policies);
+        let batch = differences(batch, &self.providers, &new.providers);
         differences(batch, &self.keys, &new.keys)
     }
 
@@ -141,6 +145,7 @@ impl State {
             && same(&self.roles, &other.roles)
             && same(&self.profiles, &other.profiles)
             && same(&self.policies, &other.policies)
+            && same(&self.providers, &other.providers)
             && same(&self.keys, &other.keys)
     }
 

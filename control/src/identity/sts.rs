@@ -1,6 +1,8 @@
 //! STS: who am I, and temporary credentials. A session is sealed into its token (`karri_base::aws::session`), so nothing
 //! is kept here and every role believes it at once.
 
+pub mod web_identity;
+
 use std::collections::BTreeMap;
 
 use karri_base::aws::arn::Arn;
@@ -24,6 +26,10 @@ pub fn answer(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<String> {
     let Some(action) = A::from_name(name) else { return Err(not_served(name, sts::UNSERVED)) };
     match action {
         A::AssumeRole => render(call, tree, sts::NAMESPACE, |r| assume_role(call, r)),
+        // It is signed by its token; whoever signs the request too must have sent it to the wrong place.
+        A::AssumeRoleWithWebIdentity => {
+            Err(ApiError::new(Code::AccessDenied, "AssumeRoleWithWebIdentity is sent unsigned"))
+        }
         A::GetAccessKeyInfo => render(call, tree, sts::NAMESPACE, |r| access_key_info(call, r)),
         A::GetCallerIdentity => render(call, tree, sts::NAMESPACE, |r| caller_identity(call, r)),
         A::GetFederationToken => render(call, tree, sts::NAMESPACE, |r| federation_token(call, r)),

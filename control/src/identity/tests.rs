@@ -13,18 +13,18 @@ use super::*;
 use crate::cloud::tests::{text, texts};
 use crate::wire::Tree;
 
-const ACCOUNT: &str = "111122223333";
+pub(super) const ACCOUNT: &str = "111122223333";
 const OTHER: &str = "444455556666";
-const ROOT: (&str, &str) = ("AKIAROOT", "");
-const OTHER_ROOT: (&str, &str) = ("AKIAOTHERROOT", "");
+pub(super) const ROOT: (&str, &str) = ("AKIAROOT", "");
+pub(super) const OTHER_ROOT: (&str, &str) = ("AKIAOTHERROOT", "");
 
-struct World {
-    directory: Directory,
-    clock: Arc<ManualClock>,
+pub(super) struct World {
+    pub(super) directory: Directory,
+    pub(super) clock: Arc<ManualClock>,
     meta: Arc<MemoryStore>,
 }
 
-async fn world() -> World {
+pub(super) async fn world() -> World {
     let (meta, clock) = (Arc::new(MemoryStore::new()), Arc::new(ManualClock::at(UnixMicros(1_700_000_000_000_000))));
     let directory = Directory::open(meta.clone(), [5; 32], clock.clone()).await.unwrap();
     let seed = |account: &str, name: &str, id: &str| Seed {
@@ -42,25 +42,31 @@ async fn world() -> World {
 type Key<'a> = (&'a str, &'a str);
 
 impl World {
-    fn caller(&self, (id, token): Key<'_>) -> Result<Caller, String> {
+    pub(super) fn caller(&self, (id, token): Key<'_>) -> Result<Caller, String> {
         let token = Some(token).filter(|t| !t.is_empty());
         let now = self.clock.now();
         let who = self.directory.ring().sign_in(id, token, now).map_err(|e| e.to_string())?;
         Ok(Caller { key: who.key, identity: who.identity, source: None, now, region: "us-east-1".into() })
     }
     /// The answer's XML, or the error's code and message.
-    async fn ask(&self, key: Key<'_>, service: &str, action: &str, params: &[(&str, &str)]) -> Result<String, String> {
+    pub(super) async fn ask(
+        &self,
+        key: Key<'_>,
+        service: &str,
+        action: &str,
+        params: &[(&str, &str)],
+    ) -> Result<String, String> {
         let caller = self.caller(key)?;
         let tree = Tree::new(params.iter().copied()).unwrap();
         act(&self.directory, service, action, &tree, &caller, "r-1").await.map_err(|e| e.to_string())
     }
-    async fn iam(&self, key: Key<'_>, action: &str, params: &[(&str, &str)]) -> Result<String, String> {
+    pub(super) async fn iam(&self, key: Key<'_>, action: &str, params: &[(&str, &str)]) -> Result<String, String> {
         self.ask(key, "iam", action, params).await
     }
-    async fn fine(&self, action: &str, params: &[(&str, &str)]) -> String {
+    pub(super) async fn fine(&self, action: &str, params: &[(&str, &str)]) -> String {
         self.iam(ROOT, action, params).await.unwrap_or_else(|e| panic!("{action} {params:?}: {e}"))
     }
-    async fn refused(&self, key: Key<'_>, action: &str, params: &[(&str, &str)], code: &str) {
+    pub(super) async fn refused(&self, key: Key<'_>, action: &str, params: &[(&str, &str)], code: &str) {
         let e = self.iam(key, action, params).await.expect_err(action);
         assert!(e.starts_with(code), "{action} {params:?}: {e}");
     }
@@ -69,14 +75,14 @@ impl World {
         let key = self.fine("CreateAccessKey", &[("UserName", name)]).await;
         (text(&key, "AccessKeyId"), String::new())
     }
-    fn may(&self, key: Key<'_>, action: &str, resource: &str) -> bool {
+    pub(super) fn may(&self, key: Key<'_>, action: &str, resource: &str) -> bool {
         let caller = self.caller(key).unwrap();
         let context = Context::default();
         decide(&caller.identity, &Target::default(), &Request { action, resource, context: &context }).is_allowed()
     }
 }
 
-fn allow(action: &str, resource: &str) -> String {
+pub(super) fn allow(action: &str, resource: &str) -> String {
     format!(
         r#"{{"Version":"2012-10-17","Statement":[{{"Effect":"Allow","Action":"{action}","Resource":"{resource}"}}]}}"#
     )

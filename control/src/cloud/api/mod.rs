@@ -34,6 +34,7 @@ use super::error::{ApiError, ApiResult, Code};
 use super::http::{Api, Asked};
 use super::records::{Instance, Tags, Token, Volume};
 use super::store::Txn;
+use crate::identity::Directory;
 use crate::identity::authorize::{ec2_resources, parameters_context};
 
 /// A signed request being answered.
@@ -163,6 +164,9 @@ pub async fn ec2_action(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<S
 impl Api for Cloud {
     fn verifier(&self) -> &Verifier {
         &self.verifier
+    }
+    fn directory(&self) -> &Directory {
+        &self.directory
     }
     fn clock(&self) -> &dyn Clock {
         &*self.clock

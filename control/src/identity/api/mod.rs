@@ -6,6 +6,7 @@ mod groups;
 mod keys;
 mod policies;
 mod profiles;
+mod providers;
 mod roles;
 mod simulate;
 mod users;
@@ -79,6 +80,7 @@ pub async fn answer(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<Strin
         }};
     }
     match action {
+        A::AddClientIDToOpenIDConnectProvider => write!(providers::add_client),
         A::AddRoleToInstanceProfile => write!(profiles::add_role),
         A::AddUserToGroup => write!(groups::add_user),
         A::AttachGroupPolicy => write!(policies::attach_group),
@@ -89,6 +91,7 @@ pub async fn answer(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<Strin
         A::CreateGroup => write!(groups::create),
         A::CreateInstanceProfile => write!(profiles::create),
         A::CreateLoginProfile => write!(keys::create_login),
+        A::CreateOpenIDConnectProvider => write!(providers::create),
         A::CreatePolicy => write!(policies::create),
         A::CreatePolicyVersion => write!(policies::create_version),
         A::CreateRole => write!(roles::create),
@@ -99,6 +102,7 @@ pub async fn answer(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<Strin
         A::DeleteGroupPolicy => write!(policies::delete_in_group),
         A::DeleteInstanceProfile => write!(profiles::delete),
         A::DeleteLoginProfile => write!(keys::delete_login),
+        A::DeleteOpenIDConnectProvider => write!(providers::delete),
         A::DeletePolicy => write!(policies::delete),
         A::DeletePolicyVersion => write!(policies::delete_version),
         A::DeleteRole => write!(roles::delete),
@@ -117,6 +121,7 @@ pub async fn answer(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<Strin
         A::GetGroupPolicy => read!(policies::get_in_group),
         A::GetInstanceProfile => read!(profiles::get),
         A::GetLoginProfile => read!(keys::get_login),
+        A::GetOpenIDConnectProvider => read!(providers::get),
         A::GetPolicy => read!(policies::get),
         A::GetPolicyVersion => read!(policies::get_version),
         A::GetRole => read!(roles::get),
@@ -134,6 +139,8 @@ pub async fn answer(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<Strin
         A::ListGroupsForUser => read!(groups::list_for_user),
         A::ListInstanceProfiles => read!(profiles::list),
         A::ListInstanceProfilesForRole => read!(profiles::list_for_role),
+        A::ListOpenIDConnectProviderTags => read!(providers::list_tags),
+        A::ListOpenIDConnectProviders => read!(providers::list),
         A::ListPolicies => read!(policies::list),
         A::ListPolicyTags => read!(policies::list_tags),
         A::ListPolicyVersions => read!(policies::list_versions),
@@ -148,14 +155,17 @@ pub async fn answer(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<Strin
         A::PutRolePolicy => write!(policies::put_in_role),
         A::PutUserPermissionsBoundary => write!(users::put_boundary),
         A::PutUserPolicy => write!(policies::put_in_user),
+        A::RemoveClientIDFromOpenIDConnectProvider => write!(providers::remove_client),
         A::RemoveRoleFromInstanceProfile => write!(profiles::remove_role),
         A::RemoveUserFromGroup => write!(groups::remove_user),
         A::SetDefaultPolicyVersion => write!(policies::set_default),
         A::SimulateCustomPolicy => read!(simulate::custom),
         A::SimulatePrincipalPolicy => read!(simulate::principal),
+        A::TagOpenIDConnectProvider => write!(providers::tag),
         A::TagPolicy => write!(policies::tag),
         A::TagRole => write!(roles::tag),
         A::TagUser => write!(users::tag),
+        A::UntagOpenIDConnectProvider => write!(providers::untag),
         A::UntagPolicy => write!(policies::untag),
         A::UntagRole => write!(roles::untag),
         A::UntagUser => write!(users::untag),
@@ -163,6 +173,7 @@ pub async fn answer(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<Strin
         A::UpdateAssumeRolePolicy => write!(roles::update_trust),
         A::UpdateGroup => write!(groups::update),
         A::UpdateLoginProfile => write!(keys::update_login),
+        A::UpdateOpenIDConnectProviderThumbprint => write!(providers::update_thumbprint),
         A::UpdateRole => write!(roles::update),
         A::UpdateRoleDescription => write!(roles::update_description),
         A::UpdateUser => write!(users::update),
@@ -189,6 +200,9 @@ fn authorize(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<()> {
         "ListRoles" => Some(arn("role/".into())),
         "ListPolicies" => Some(arn("policy/".into())),
         "ListInstanceProfiles" => Some(arn("instance-profile/".into())),
+        "ListOpenIDConnectProviders" => Some(arn("oidc-provider/*".into())),
+        "CreateOpenIDConnectProvider" => parameter("Url")
+            .map(|url| arn(format!("oidc-provider/{}", url.split_once("://").map_or(&*url, |(_, u)| u)))),
         "CreatePolicy" => parameter("PolicyName").map(|n| arn(format!("policy{}{n}", path()))),
         "SimulatePrincipalPolicy" | "GetContextKeysForPrincipalPolicy" => parameter("PolicySourceArn"),
         "GetAccountSummary" | "SimulateCustomPolicy" | "GetContextKeysForCustomPolicy" => Some("*".into()),
@@ -208,7 +222,7 @@ fn authorize(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<()> {
             let known = state.roles.get(&named(account, &name)).map(|r| r.arn());
             return Some(known.unwrap_or_else(|| arn(format!("role{}{name}", path()))));
         }
-        parameter("PolicyArn")
+        parameter("PolicyArn").or_else(|| parameter("OpenIDConnectProviderArn"))
     });
     // Users ask about themselves where they name nobody.
     let resource = resource.unwrap_or_else(|| user(&own()));
@@ -272,7 +286,7 @@ pub(super) fn render<R: Operation>(
 }
 
 /// The answer in the `query` protocol.
-fn xml<R: Operation>(call: &Call<'_>, namespace: &str, _: &R, output: &R::Output) -> String {
+pub(super) fn xml<R: Operation>(call: &Call<'_>, namespace: &str, _: &R, output: &R::Output) -> String {
     Xml::document(&format!("{}Response", R::NAME), Some(namespace), |w| {
         if let Some(wrapper) = R::RESULT_WRAPPER {
             w.element(wrapper, |w| output.to_xml(w));

@@ -16,6 +16,8 @@ mod types_2;
 pub use types_2::*;
 mod types_3;
 pub use types_3::*;
+mod types_4;
+pub use types_4::*;
 
 pub const API_VERSION: &str = "2010-05-08";
 pub const NAMESPACE: &str = "https://iam.amazonaws.com/doc/2010-05-08/";
@@ -23,6 +25,7 @@ pub const NAMESPACE: &str = "https://iam.amazonaws.com/doc/2010-05-08/";
 /// What is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
+    AddClientIDToOpenIDConnectProvider,
     AddRoleToInstanceProfile,
     AddUserToGroup,
     AttachGroupPolicy,
@@ -33,6 +36,7 @@ pub enum Action {
     CreateGroup,
     CreateInstanceProfile,
     CreateLoginProfile,
+    CreateOpenIDConnectProvider,
     CreatePolicy,
     CreatePolicyVersion,
     CreateRole,
@@ -43,6 +47,7 @@ pub enum Action {
     DeleteGroupPolicy,
     DeleteInstanceProfile,
     DeleteLoginProfile,
+    DeleteOpenIDConnectProvider,
     DeletePolicy,
     DeletePolicyVersion,
     DeleteRole,
@@ -61,6 +66,7 @@ pub enum Action {
     GetGroupPolicy,
     GetInstanceProfile,
     GetLoginProfile,
+    GetOpenIDConnectProvider,
     GetPolicy,
     GetPolicyVersion,
     GetRole,
@@ -78,6 +84,8 @@ pub enum Action {
     ListGroupsForUser,
     ListInstanceProfiles,
     ListInstanceProfilesForRole,
+    ListOpenIDConnectProviderTags,
+    ListOpenIDConnectProviders,
     ListPolicies,
     ListPolicyTags,
     ListPolicyVersions,
@@ -92,14 +100,17 @@ pub enum Action {
     PutRolePolicy,
     PutUserPermissionsBoundary,
     PutUserPolicy,
+    RemoveClientIDFromOpenIDConnectProvider,
     RemoveRoleFromInstanceProfile,
     RemoveUserFromGroup,
     SetDefaultPolicyVersion,
     SimulateCustomPolicy,
     SimulatePrincipalPolicy,
+    TagOpenIDConnectProvider,
     TagPolicy,
     TagRole,
     TagUser,
+    UntagOpenIDConnectProvider,
     UntagPolicy,
     UntagRole,
     UntagUser,
@@ -107,6 +118,7 @@ pub enum Action {
     UpdateAssumeRolePolicy,
     UpdateGroup,
     UpdateLoginProfile,
+    UpdateOpenIDConnectProviderThumbprint,
     UpdateRole,
     UpdateRoleDescription,
     UpdateUser,
@@ -115,6 +127,7 @@ pub enum Action {
 impl Action {
     pub fn from_name(name: &str) -> Option<Self> {
         Some(match name {
+            "AddClientIDToOpenIDConnectProvider" => Self::AddClientIDToOpenIDConnectProvider,
             "AddRoleToInstanceProfile" => Self::AddRoleToInstanceProfile,
             "AddUserToGroup" => Self::AddUserToGroup,
             "AttachGroupPolicy" => Self::AttachGroupPolicy,
@@ -125,6 +138,7 @@ impl Action {
             "CreateGroup" => Self::CreateGroup,
             "CreateInstanceProfile" => Self::CreateInstanceProfile,
             "CreateLoginProfile" => Self::CreateLoginProfile,
+            "CreateOpenIDConnectProvider" => Self::CreateOpenIDConnectProvider,
             "CreatePolicy" => Self::CreatePolicy,
             "CreatePolicyVersion" => Self::CreatePolicyVersion,
             "CreateRole" => Self::CreateRole,
@@ -135,6 +149,7 @@ impl Action {
             "DeleteGroupPolicy" => Self::DeleteGroupPolicy,
             "DeleteInstanceProfile" => Self::DeleteInstanceProfile,
             "DeleteLoginProfile" => Self::DeleteLoginProfile,
+            "DeleteOpenIDConnectProvider" => Self::DeleteOpenIDConnectProvider,
             "DeletePolicy" => Self::DeletePolicy,
             "DeletePolicyVersion" => Self::DeletePolicyVersion,
             "DeleteRole" => Self::DeleteRole,
@@ -153,6 +168,7 @@ impl Action {
             "GetGroupPolicy" => Self::GetGroupPolicy,
             "GetInstanceProfile" => Self::GetInstanceProfile,
             "GetLoginProfile" => Self::GetLoginProfile,
+            "GetOpenIDConnectProvider" => Self::GetOpenIDConnectProvider,
             "GetPolicy" => Self::GetPolicy,
             "GetPolicyVersion" => Self::GetPolicyVersion,
             "GetRole" => Self::GetRole,
@@ -170,6 +186,8 @@ impl Action {
             "ListGroupsForUser" => Self::ListGroupsForUser,
             "ListInstanceProfiles" => Self::ListInstanceProfiles,
             "ListInstanceProfilesForRole" => Self::ListInstanceProfilesForRole,
+            "ListOpenIDConnectProviderTags" => Self::ListOpenIDConnectProviderTags,
+            "ListOpenIDConnectProviders" => Self::ListOpenIDConnectProviders,
             "ListPolicies" => Self::ListPolicies,
             "ListPolicyTags" => Self::ListPolicyTags,
             "ListPolicyVersions" => Self::ListPolicyVersions,
@@ -184,14 +202,17 @@ impl Action {
             "PutRolePolicy" => Self::PutRolePolicy,
             "PutUserPermissionsBoundary" => Self::PutUserPermissionsBoundary,
             "PutUserPolicy" => Self::PutUserPolicy,
+            "RemoveClientIDFromOpenIDConnectProvider" => Self::RemoveClientIDFromOpenIDConnectProvider,
             "RemoveRoleFromInstanceProfile" => Self::RemoveRoleFromInstanceProfile,
             "RemoveUserFromGroup" => Self::RemoveUserFromGroup,
             "SetDefaultPolicyVersion" => Self::SetDefaultPolicyVersion,
             "SimulateCustomPolicy" => Self::SimulateCustomPolicy,
             "SimulatePrincipalPolicy" => Self::SimulatePrincipalPolicy,
+            "TagOpenIDConnectProvider" => Self::TagOpenIDConnectProvider,
             "TagPolicy" => Self::TagPolicy,
             "TagRole" => Self::TagRole,
             "TagUser" => Self::TagUser,
+            "UntagOpenIDConnectProvider" => Self::UntagOpenIDConnectProvider,
             "UntagPolicy" => Self::UntagPolicy,
             "UntagRole" => Self::UntagRole,
             "UntagUser" => Self::UntagUser,
@@ -199,6 +220,7 @@ impl Action {
             "UpdateAssumeRolePolicy" => Self::UpdateAssumeRolePolicy,
             "UpdateGroup" => Self::UpdateGroup,
             "UpdateLoginProfile" => Self::UpdateLoginProfile,
+            "UpdateOpenIDConnectProviderThumbprint" => Self::UpdateOpenIDConnectProviderThumbprint,
             "UpdateRole" => Self::UpdateRole,
             "UpdateRoleDescription" => Self::UpdateRoleDescription,
             "UpdateUser" => Self::UpdateUser,
@@ -207,6 +229,10 @@ impl Action {
     }
 }
 
+impl Operation for AddClientIDToOpenIDConnectProviderRequest {
+    type Output = Done;
+    const NAME: &str = "AddClientIDToOpenIDConnectProvider";
+}
 impl Operation for AddRoleToInstanceProfileRequest {
     type Output = Done;
     const NAME: &str = "AddRoleToInstanceProfile";
@@ -251,6 +277,11 @@ impl Operation for CreateLoginProfileRequest {
     const NAME: &str = "CreateLoginProfile";
     const RESULT_WRAPPER: Option<&str> = Some("CreateLoginProfileResult");
 }
+impl Operation for CreateOpenIDConnectProviderRequest {
+    type Output = CreateOpenIDConnectProviderResponse;
+    const NAME: &str = "CreateOpenIDConnectProvider";
+    const RESULT_WRAPPER: Option<&str> = Some("CreateOpenIDConnectProviderResult");
+}
 impl Operation for CreatePolicyRequest {
     type Output = CreatePolicyResponse;
     const NAME: &str = "CreatePolicy";
@@ -294,6 +325,10 @@ impl Operation for DeleteInstanceProfileRequest {
 impl Operation for DeleteLoginProfileRequest {
     type Output = Done;
     const NAME: &str = "DeleteLoginProfile";
+}
+impl Operation for DeleteOpenIDConnectProviderRequest {
+    type Output = Done;
+    const NAME: &str = "DeleteOpenIDConnectProvider";
 }
 impl Operation for DeletePolicyRequest {
     type Output = Done;
@@ -373,6 +408,11 @@ impl Operation for GetLoginProfileRequest {
     type Output = GetLoginProfileResponse;
     const NAME: &str = "GetLoginProfile";
     const RESULT_WRAPPER: Option<&str> = Some("GetLoginProfileResult");
+}
+impl Operation for GetOpenIDConnectProviderRequest {
+    type Output = GetOpenIDConnectProviderResponse;
+    const NAME: &str = "GetOpenIDConnectProvider";
+    const RESULT_WRAPPER: Option<&str> = Some("GetOpenIDConnectProviderResult");
 }
 impl Operation for GetPolicyRequest {
     type Output = GetPolicyResponse;
@@ -459,6 +499,16 @@ impl Operation for ListInstanceProfilesForRoleRequest {
     const NAME: &str = "ListInstanceProfilesForRole";
     const RESULT_WRAPPER: Option<&str> = Some("ListInstanceProfilesForRoleResult");
 }
+impl Operation for ListOpenIDConnectProviderTagsRequest {
+    type Output = ListOpenIDConnectProviderTagsResponse;
+    const NAME: &str = "ListOpenIDConnectProviderTags";
+    const RESULT_WRAPPER: Option<&str> = Some("ListOpenIDConnectProviderTagsResult");
+}
+impl Operation for ListOpenIDConnectProvidersRequest {
+    type Output = ListOpenIDConnectProvidersResponse;
+    const NAME: &str = "ListOpenIDConnectProviders";
+    const RESULT_WRAPPER: Option<&str> = Some("ListOpenIDConnectProvidersResult");
+}
 impl Operation for ListPoliciesRequest {
     type Output = ListPoliciesResponse;
     const NAME: &str = "ListPolicies";
@@ -524,6 +574,10 @@ impl Operation for PutUserPolicyRequest {
     type Output = Done;
     const NAME: &str = "PutUserPolicy";
 }
+impl Operation for RemoveClientIDFromOpenIDConnectProviderRequest {
+    type Output = Done;
+    const NAME: &str = "RemoveClientIDFromOpenIDConnectProvider";
+}
 impl Operation for RemoveRoleFromInstanceProfileRequest {
     type Output = Done;
     const NAME: &str = "RemoveRoleFromInstanceProfile";
@@ -546,6 +600,10 @@ impl Operation for SimulatePrincipalPolicyRequest {
     const NAME: &str = "SimulatePrincipalPolicy";
     const RESULT_WRAPPER: Option<&str> = Some("SimulatePrincipalPolicyResult");
 }
+impl Operation for TagOpenIDConnectProviderRequest {
+    type Output = Done;
+    const NAME: &str = "TagOpenIDConnectProvider";
+}
 impl Operation for TagPolicyRequest {
     type Output = Done;
     const NAME: &str = "TagPolicy";
@@ -557,6 +615,10 @@ impl Operation for TagRoleRequest {
 impl Operation for TagUserRequest {
     type Output = Done;
     const NAME: &str = "TagUser";
+}
+impl Operation for UntagOpenIDConnectProviderRequest {
+    type Output = Done;
+    const NAME: &str = "UntagOpenIDConnectProvider";
 }
 impl Operation for UntagPolicyRequest {
     type Output = Done;
@@ -586,6 +648,10 @@ impl Operation for UpdateLoginProfileRequest {
     type Output = Done;
     const NAME: &str = "UpdateLoginProfile";
 }
+impl Operation for UpdateOpenIDConnectProviderThumbprintRequest {
+    type Output = Done;
+    const NAME: &str = "UpdateOpenIDConnectProviderThumbprint";
+}
 impl Operation for UpdateRoleRequest {
     type Output = UpdateRoleResponse;
     const NAME: &str = "UpdateRole";
@@ -603,30 +669,27 @@ impl Operation for UpdateUserRequest {
 
 /// AWS's other actions, sorted.
 pub const UNSERVED: &[&str] = &[
-    "AcceptDelegationRequest", "AcquireRole", "AddClientIDToOpenIDConnectProvider", "AssociateDelegationRequest",
-    "ChangePassword", "CreateDelegationRequest", "CreateOpenIDConnectProvider", "CreateSAMLProvider",
-    "CreateServiceLinkedRole", "CreateServiceSpecificCredential", "CreateVirtualMFADevice", "DeactivateMFADevice",
-    "DeleteAccountPasswordPolicy", "DeleteOpenIDConnectProvider", "DeleteSAMLProvider", "DeleteSSHPublicKey",
-    "DeleteServerCertificate", "DeleteServiceLinkedRole", "DeleteServiceSpecificCredential",
+    "AcceptDelegationRequest", "AcquireRole", "AssociateDelegationRequest", "ChangePassword",
+    "CreateDelegationRequest", "CreateSAMLProvider", "CreateServiceLinkedRole", "CreateServiceSpecificCredential",
+    "CreateVirtualMFADevice", "DeactivateMFADevice", "DeleteAccountPasswordPolicy", "DeleteSAMLProvider",
+    "DeleteSSHPublicKey", "DeleteServerCertificate", "DeleteServiceLinkedRole", "DeleteServiceSpecificCredential",
     "DeleteSigningCertificate", "DeleteVirtualMFADevice", "DisableOrganizationsRootCredentialsManagement",
     "DisableOrganizationsRootSessions", "DisableOutboundWebIdentityFederation", "EnableMFADevice",
     "EnableOrganizationsRootCredentialsManagement", "EnableOrganizationsRootSessions",
     "EnableOutboundWebIdentityFederation", "GenerateCredentialReport", "GenerateOrganizationsAccessReport",
     "GenerateServiceLastAccessedDetails", "GetAccessKeyLastUsed", "GetAccountAuthorizationDetails",
     "GetAccountPasswordPolicy", "GetAccountProperties", "GetCredentialReport", "GetDelegationRequest",
-    "GetHumanReadableSummary", "GetMFADevice", "GetOpenIDConnectProvider", "GetOrganizationsAccessReport",
-    "GetOutboundWebIdentityFederationInfo", "GetRoleTemplateVersion", "GetSAMLProvider", "GetSSHPublicKey",
-    "GetServerCertificate", "GetServiceLastAccessedDetails", "GetServiceLastAccessedDetailsWithEntities",
+    "GetHumanReadableSummary", "GetMFADevice", "GetOrganizationsAccessReport", "GetOutboundWebIdentityFederationInfo",
+    "GetRoleTemplateVersion", "GetSAMLProvider", "GetSSHPublicKey", "GetServerCertificate",
+    "GetServiceLastAccessedDetails", "GetServiceLastAccessedDetailsWithEntities",
     "GetServiceLinkedRoleDeletionStatus", "ListDelegationRequests", "ListInstanceProfileTags", "ListMFADeviceTags",
-    "ListMFADevices", "ListOpenIDConnectProviderTags", "ListOpenIDConnectProviders", "ListOrganizationsFeatures",
-    "ListPoliciesGrantingServiceAccess", "ListSAMLProviderTags", "ListSAMLProviders", "ListSSHPublicKeys",
-    "ListServerCertificateTags", "ListServerCertificates", "ListServiceSpecificCredentials",
-    "ListSigningCertificates", "ListVirtualMFADevices", "PutAccountProperties", "RejectDelegationRequest",
-    "RemoveClientIDFromOpenIDConnectProvider", "ResetServiceSpecificCredential", "ResyncMFADevice",
-    "SendDelegationToken", "SetSecurityTokenServicePreferences", "TagInstanceProfile", "TagMFADevice",
-    "TagOpenIDConnectProvider", "TagSAMLProvider", "TagServerCertificate", "UntagInstanceProfile", "UntagMFADevice",
-    "UntagOpenIDConnectProvider", "UntagSAMLProvider", "UntagServerCertificate", "UpdateAccountPasswordPolicy",
-    "UpdateDelegationRequest", "UpdateOpenIDConnectProviderThumbprint", "UpdateSAMLProvider", "UpdateSSHPublicKey",
+    "ListMFADevices", "ListOrganizationsFeatures", "ListPoliciesGrantingServiceAccess", "ListSAMLProviderTags",
+    "ListSAMLProviders", "ListSSHPublicKeys", "ListServerCertificateTags", "ListServerCertificates",
+    "ListServiceSpecificCredentials", "ListSigningCertificates", "ListVirtualMFADevices", "PutAccountProperties",
+    "RejectDelegationRequest", "ResetServiceSpecificCredential", "ResyncMFADevice", "SendDelegationToken",
+    "SetSecurityTokenServicePreferences", "TagInstanceProfile", "TagMFADevice", "TagSAMLProvider",
+    "TagServerCertificate", "UntagInstanceProfile", "UntagMFADevice", "UntagSAMLProvider", "UntagServerCertificate",
+    "UpdateAccountPasswordPolicy", "UpdateDelegationRequest", "UpdateSAMLProvider", "UpdateSSHPublicKey",
     "UpdateServerCertificate", "UpdateServiceSpecificCredential", "UpdateSigningCertificate", "UploadSSHPublicKey",
     "UploadServerCertificate", "UploadSigningCertificate",
 ];

@@ -36,6 +36,20 @@ impl ToXml for AccessKeyMetadata {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AddClientIDToOpenIDConnectProviderRequest {
+    pub client_id: String,
+    pub open_id_connect_provider_arn: String,
+}
+impl FromQuery for AddClientIDToOpenIDConnectProviderRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            client_id: q.req("ClientID")?,
+            open_id_connect_provider_arn: q.req("OpenIDConnectProviderArn")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct AddRoleToInstanceProfileRequest {
     pub instance_profile_name: String,
     pub role_name: String,
@@ -281,6 +295,36 @@ impl ToXml for CreateLoginProfileResponse {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CreateOpenIDConnectProviderRequest {
+    pub client_id_list: Vec<String>,
+    pub tags: Vec<Tag>,
+    pub thumbprint_list: Vec<String>,
+    pub url: String,
+}
+impl FromQuery for CreateOpenIDConnectProviderRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            client_id_list: q.members("ClientIDList")?,
+            tags: q.members("Tags")?,
+            thumbprint_list: q.members("ThumbprintList")?,
+            url: q.req("Url")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CreateOpenIDConnectProviderResponse {
+    pub open_id_connect_provider_arn: Option<String>,
+    pub tags: Vec<Tag>,
+}
+impl ToXml for CreateOpenIDConnectProviderResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("OpenIDConnectProviderArn", &self.open_id_connect_provider_arn);
+        w.list("Tags", "member", &self.tags);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CreatePolicyRequest {
     pub description: Option<String>,
     pub path: Option<String>,
@@ -470,6 +514,18 @@ impl FromQuery for DeleteLoginProfileRequest {
     fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
         Ok(Self {
             user_name: q.opt("UserName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DeleteOpenIDConnectProviderRequest {
+    pub open_id_connect_provider_arn: String,
+}
+impl FromQuery for DeleteOpenIDConnectProviderRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            open_id_connect_provider_arn: q.req("OpenIDConnectProviderArn")?,
         })
     }
 }
@@ -751,65 +807,5 @@ impl FromQuery for GetGroupRequest {
             marker: q.opt("Marker")?,
             max_items: q.opt("MaxItems")?,
         })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct GetGroupResponse {
-    pub group: Option<Group>,
-    pub is_truncated: Option<bool>,
-    pub marker: Option<String>,
-    pub users: Vec<User>,
-}
-impl ToXml for GetGroupResponse {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("Group", &self.group);
-        w.opt("IsTruncated", &self.is_truncated);
-        w.opt("Marker", &self.marker);
-        w.list("Users", "member", &self.users);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct GetInstanceProfileRequest {
-    pub instance_profile_name: String,
-}
-impl FromQuery for GetInstanceProfileRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            instance_profile_name: q.req("InstanceProfileName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct GetInstanceProfileResponse {
-    pub instance_profile: Option<InstanceProfile>,
-}
-impl ToXml for GetInstanceProfileResponse {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("InstanceProfile", &self.instance_profile);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct GetLoginProfileRequest {
-    pub user_name: Option<String>,
-}
-impl FromQuery for GetLoginProfileRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            user_name: q.opt("UserName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct GetLoginProfileResponse {
-    pub login_profile: Option<LoginProfile>,
-}
-impl ToXml for GetLoginProfileResponse {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("LoginProfile", &self.login_profile);
     }
 }

@@ -2,6 +2,96 @@
 use super::*;
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetGroupResponse {
+    pub group: Option<Group>,
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+    pub users: Vec<User>,
+}
+impl ToXml for GetGroupResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("Group", &self.group);
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+        w.list("Users", "member", &self.users);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetInstanceProfileRequest {
+    pub instance_profile_name: String,
+}
+impl FromQuery for GetInstanceProfileRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            instance_profile_name: q.req("InstanceProfileName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetInstanceProfileResponse {
+    pub instance_profile: Option<InstanceProfile>,
+}
+impl ToXml for GetInstanceProfileResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("InstanceProfile", &self.instance_profile);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetLoginProfileRequest {
+    pub user_name: Option<String>,
+}
+impl FromQuery for GetLoginProfileRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            user_name: q.opt("UserName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetLoginProfileResponse {
+    pub login_profile: Option<LoginProfile>,
+}
+impl ToXml for GetLoginProfileResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("LoginProfile", &self.login_profile);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetOpenIDConnectProviderRequest {
+    pub open_id_connect_provider_arn: String,
+}
+impl FromQuery for GetOpenIDConnectProviderRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            open_id_connect_provider_arn: q.req("OpenIDConnectProviderArn")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetOpenIDConnectProviderResponse {
+    pub client_id_list: Vec<String>,
+    pub create_date: Option<Timestamp>,
+    pub tags: Vec<Tag>,
+    pub thumbprint_list: Vec<String>,
+    pub url: Option<String>,
+}
+impl ToXml for GetOpenIDConnectProviderResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.list("ClientIDList", "member", &self.client_id_list);
+        w.opt("CreateDate", &self.create_date);
+        w.list("Tags", "member", &self.tags);
+        w.list("ThumbprintList", "member", &self.thumbprint_list);
+        w.opt("Url", &self.url);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GetPolicyRequest {
     pub policy_arn: String,
 }
@@ -548,6 +638,56 @@ impl ToXml for ListInstanceProfilesResponse {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListOpenIDConnectProviderTagsRequest {
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+    pub open_id_connect_provider_arn: String,
+}
+impl FromQuery for ListOpenIDConnectProviderTagsRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+            open_id_connect_provider_arn: q.req("OpenIDConnectProviderArn")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListOpenIDConnectProviderTagsResponse {
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+    pub tags: Vec<Tag>,
+}
+impl ToXml for ListOpenIDConnectProviderTagsResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+        w.list("Tags", "member", &self.tags);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListOpenIDConnectProvidersRequest {
+}
+impl FromQuery for ListOpenIDConnectProvidersRequest {
+    fn from_query(_q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListOpenIDConnectProvidersResponse {
+    pub open_id_connect_provider_list: Vec<OpenIDConnectProviderListEntry>,
+}
+impl ToXml for ListOpenIDConnectProvidersResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.list("OpenIDConnectProviderList", "member", &self.open_id_connect_provider_list);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ListPoliciesRequest {
     pub marker: Option<String>,
     pub max_items: Option<i32>,
@@ -670,141 +810,5 @@ impl ToXml for ListRolePoliciesResponse {
         w.opt("IsTruncated", &self.is_truncated);
         w.opt("Marker", &self.marker);
         w.list("PolicyNames", "member", &self.policy_names);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListRoleTagsRequest {
-    pub marker: Option<String>,
-    pub max_items: Option<i32>,
-    pub role_name: String,
-}
-impl FromQuery for ListRoleTagsRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            marker: q.opt("Marker")?,
-            max_items: q.opt("MaxItems")?,
-            role_name: q.req("RoleName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListRoleTagsResponse {
-    pub is_truncated: Option<bool>,
-    pub marker: Option<String>,
-    pub tags: Vec<Tag>,
-}
-impl ToXml for ListRoleTagsResponse {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("IsTruncated", &self.is_truncated);
-        w.opt("Marker", &self.marker);
-        w.list("Tags", "member", &self.tags);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListRolesRequest {
-    pub marker: Option<String>,
-    pub max_items: Option<i32>,
-    pub path_prefix: Option<String>,
-}
-impl FromQuery for ListRolesRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            marker: q.opt("Marker")?,
-            max_items: q.opt("MaxItems")?,
-            path_prefix: q.opt("PathPrefix")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListRolesResponse {
-    pub is_truncated: Option<bool>,
-    pub marker: Option<String>,
-    pub roles: Vec<Role>,
-}
-impl ToXml for ListRolesResponse {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("IsTruncated", &self.is_truncated);
-        w.opt("Marker", &self.marker);
-        w.list("Roles", "member", &self.roles);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListUserPoliciesRequest {
-    pub marker: Option<String>,
-    pub max_items: Option<i32>,
-    pub user_name: String,
-}
-impl FromQuery for ListUserPoliciesRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            marker: q.opt("Marker")?,
-            max_items: q.opt("MaxItems")?,
-            user_name: q.req("UserName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListUserPoliciesResponse {
-    pub is_truncated: Option<bool>,
-    pub marker: Option<String>,
-    pub policy_names: Vec<String>,
-}
-impl ToXml for ListUserPoliciesResponse {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("IsTruncated", &self.is_truncated);
-        w.opt("Marker", &self.marker);
-        w.list("PolicyNames", "member", &self.policy_names);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListUserTagsRequest {
-    pub marker: Option<String>,
-    pub max_items: Option<i32>,
-    pub user_name: String,
-}
-impl FromQuery for ListUserTagsRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            marker: q.opt("Marker")?,
-            max_items: q.opt("MaxItems")?,
-            user_name: q.req("UserName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListUserTagsResponse {
-    pub is_truncated: Option<bool>,
-    pub marker: Option<String>,
-    pub tags: Vec<Tag>,
-}
-impl ToXml for ListUserTagsResponse {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("IsTruncated", &self.is_truncated);
-        w.opt("Marker", &self.marker);
-        w.list("Tags", "member", &self.tags);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListUsersRequest {
-    pub marker: Option<String>,
-    pub max_items: Option<i32>,
-    pub path_prefix: Option<String>,
-}
-impl FromQuery for ListUsersRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            marker: q.opt("Marker")?,
-            max_items: q.opt("MaxItems")?,
-            path_prefix: q.opt("PathPrefix")?,
-        })
     }
 }

@@ -2,6 +2,142 @@
 use super::*;
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListRoleTagsRequest {
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+    pub role_name: String,
+}
+impl FromQuery for ListRoleTagsRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+            role_name: q.req("RoleName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListRoleTagsResponse {
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+    pub tags: Vec<Tag>,
+}
+impl ToXml for ListRoleTagsResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+        w.list("Tags", "member", &self.tags);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListRolesRequest {
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+    pub path_prefix: Option<String>,
+}
+impl FromQuery for ListRolesRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+            path_prefix: q.opt("PathPrefix")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListRolesResponse {
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+    pub roles: Vec<Role>,
+}
+impl ToXml for ListRolesResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+        w.list("Roles", "member", &self.roles);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListUserPoliciesRequest {
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+    pub user_name: String,
+}
+impl FromQuery for ListUserPoliciesRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+            user_name: q.req("UserName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListUserPoliciesResponse {
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+    pub policy_names: Vec<String>,
+}
+impl ToXml for ListUserPoliciesResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+        w.list("PolicyNames", "member", &self.policy_names);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListUserTagsRequest {
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+    pub user_name: String,
+}
+impl FromQuery for ListUserTagsRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+            user_name: q.req("UserName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListUserTagsResponse {
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+    pub tags: Vec<Tag>,
+}
+impl ToXml for ListUserTagsResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+        w.list("Tags", "member", &self.tags);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListUsersRequest {
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+    pub path_prefix: Option<String>,
+}
+impl FromQuery for ListUsersRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+            path_prefix: q.opt("PathPrefix")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ListUsersResponse {
     pub is_truncated: Option<bool>,
     pub marker: Option<String>,
@@ -26,6 +162,16 @@ impl ToXml for LoginProfile {
         w.opt("CreateDate", &self.create_date);
         w.opt("PasswordResetRequired", &self.password_reset_required);
         w.opt("UserName", &self.user_name);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct OpenIDConnectProviderListEntry {
+    pub arn: Option<String>,
+}
+impl ToXml for OpenIDConnectProviderListEntry {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("Arn", &self.arn);
     }
 }
 
@@ -294,6 +440,20 @@ impl FromQuery for PutUserPolicyRequest {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RemoveClientIDFromOpenIDConnectProviderRequest {
+    pub client_id: String,
+    pub open_id_connect_provider_arn: String,
+}
+impl FromQuery for RemoveClientIDFromOpenIDConnectProviderRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            client_id: q.req("ClientID")?,
+            open_id_connect_provider_arn: q.req("OpenIDConnectProviderArn")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RemoveRoleFromInstanceProfileRequest {
     pub instance_profile_name: String,
     pub role_name: String,
@@ -532,6 +692,20 @@ impl ToXml for Tag {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TagOpenIDConnectProviderRequest {
+    pub open_id_connect_provider_arn: String,
+    pub tags: Vec<Tag>,
+}
+impl FromQuery for TagOpenIDConnectProviderRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            open_id_connect_provider_arn: q.req("OpenIDConnectProviderArn")?,
+            tags: q.members_req("Tags")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TagPolicyRequest {
     pub policy_arn: String,
     pub tags: Vec<Tag>,
@@ -569,6 +743,20 @@ impl FromQuery for TagUserRequest {
         Ok(Self {
             tags: q.members_req("Tags")?,
             user_name: q.req("UserName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct UntagOpenIDConnectProviderRequest {
+    pub open_id_connect_provider_arn: String,
+    pub tag_keys: Vec<String>,
+}
+impl FromQuery for UntagOpenIDConnectProviderRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            open_id_connect_provider_arn: q.req("OpenIDConnectProviderArn")?,
+            tag_keys: q.members_req("TagKeys")?,
         })
     }
 }
@@ -628,155 +816,5 @@ impl FromQuery for UpdateAccessKeyRequest {
             status: Some(q.req("Status")?),
             user_name: q.opt("UserName")?,
         })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UpdateAssumeRolePolicyRequest {
-    pub policy_document: String,
-    pub role_name: String,
-}
-impl FromQuery for UpdateAssumeRolePolicyRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            policy_document: q.req("PolicyDocument")?,
-            role_name: q.req("RoleName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UpdateGroupRequest {
-    pub group_name: String,
-    pub new_group_name: Option<String>,
-    pub new_path: Option<String>,
-}
-impl FromQuery for UpdateGroupRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            group_name: q.req("GroupName")?,
-            new_group_name: q.opt("NewGroupName")?,
-            new_path: q.opt("NewPath")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UpdateLoginProfileRequest {
-    pub password: Option<String>,
-    pub password_reset_required: Option<bool>,
-    pub user_name: String,
-}
-impl FromQuery for UpdateLoginProfileRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            password: q.opt("Password")?,
-            password_reset_required: q.opt("PasswordResetRequired")?,
-            user_name: q.req("UserName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UpdateRoleDescriptionRequest {
-    pub description: String,
-    pub role_name: String,
-}
-impl FromQuery for UpdateRoleDescriptionRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            description: q.req("Description")?,
-            role_name: q.req("RoleName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UpdateRoleDescriptionResponse {
-    pub role: Option<Role>,
-}
-impl ToXml for UpdateRoleDescriptionResponse {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("Role", &self.role);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UpdateRoleRequest {
-    pub description: Option<String>,
-    pub max_session_duration: Option<i32>,
-    pub role_name: String,
-}
-impl FromQuery for UpdateRoleRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            description: q.opt("Description")?,
-            max_session_duration: q.opt("MaxSessionDuration")?,
-            role_name: q.req("RoleName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UpdateRoleResponse {
-}
-impl ToXml for UpdateRoleResponse {
-    fn to_xml(&self, _w: &mut Xml) {
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UpdateUserRequest {
-    pub new_path: Option<String>,
-    pub new_user_name: Option<String>,
-    pub user_name: String,
-}
-impl FromQuery for UpdateUserRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            new_path: q.opt("NewPath")?,
-            new_user_name: q.opt("NewUserName")?,
-            user_name: q.req("UserName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct User {
-    pub arn: Option<String>,
-    pub create_date: Option<Timestamp>,
-    pub password_last_used: Option<Timestamp>,
-    pub path: Option<String>,
-    pub permissions_boundary: Option<AttachedPermissionsBoundary>,
-    pub tags: Option<Vec<Tag>>,
-    pub user_id: Option<String>,
-    pub user_name: Option<String>,
-}
-impl ToXml for User {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("Arn", &self.arn);
-        w.opt("CreateDate", &self.create_date);
-        w.opt("PasswordLastUsed", &self.password_last_used);
-        w.opt("Path", &self.path);
-        w.opt("PermissionsBoundary", &self.permissions_boundary);
-        w.list_opt("Tags", "member", &self.tags);
-        w.opt("UserId", &self.user_id);
-        w.opt("UserName", &self.user_name);
-    }
-}
-
-wire_enum! {
-    pub enum PolicyScopeType {
-        All = "All",
-        Aws = "AWS",
-        Local = "Local",
-    }
-}
-
-wire_enum! {
-    pub enum StatusType {
-        Active = "Active",
-        Inactive = "Inactive",
-        Expired = "Expired",
     }
 }

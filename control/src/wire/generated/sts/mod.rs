@@ -20,6 +20,7 @@ pub const NAMESPACE: &str = "https://sts.amazonaws.com/doc/2011-06-15/";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     AssumeRole,
+    AssumeRoleWithWebIdentity,
     GetAccessKeyInfo,
     GetCallerIdentity,
     GetFederationToken,
@@ -30,6 +31,7 @@ impl Action {
     pub fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             "AssumeRole" => Self::AssumeRole,
+            "AssumeRoleWithWebIdentity" => Self::AssumeRoleWithWebIdentity,
             "GetAccessKeyInfo" => Self::GetAccessKeyInfo,
             "GetCallerIdentity" => Self::GetCallerIdentity,
             "GetFederationToken" => Self::GetFederationToken,
@@ -43,6 +45,11 @@ impl Operation for AssumeRoleRequest {
     type Output = AssumeRoleResponse;
     const NAME: &str = "AssumeRole";
     const RESULT_WRAPPER: Option<&str> = Some("AssumeRoleResult");
+}
+impl Operation for AssumeRoleWithWebIdentityRequest {
+    type Output = AssumeRoleWithWebIdentityResponse;
+    const NAME: &str = "AssumeRoleWithWebIdentity";
+    const RESULT_WRAPPER: Option<&str> = Some("AssumeRoleWithWebIdentityResult");
 }
 impl Operation for GetAccessKeyInfoRequest {
     type Output = GetAccessKeyInfoResponse;
@@ -67,6 +74,6 @@ impl Operation for GetSessionTokenRequest {
 
 /// AWS's other actions, sorted.
 pub const UNSERVED: &[&str] = &[
-    "AssumeRoleWithSAML", "AssumeRoleWithWebIdentity", "AssumeRoot", "DecodeAuthorizationMessage",
-    "GetDelegatedAccessToken", "GetWebIdentityToken",
+    "AssumeRoleWithSAML", "AssumeRoot", "DecodeAuthorizationMessage", "GetDelegatedAccessToken",
+    "GetWebIdentityToken",
 ];

@@ -58,6 +58,58 @@ impl ToXml for AssumeRoleResponse {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AssumeRoleWithWebIdentityRequest {
+    pub duration_seconds: Option<i32>,
+    pub minimum_session_token_size: Option<i32>,
+    pub policy: Option<String>,
+    pub policy_arns: Vec<PolicyDescriptorType>,
+    pub provider_id: Option<String>,
+    pub role_arn: String,
+    pub role_session_name: String,
+    pub web_identity_token: String,
+}
+impl FromQuery for AssumeRoleWithWebIdentityRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            duration_seconds: q.opt("DurationSeconds")?,
+            minimum_session_token_size: q.opt("MinimumSessionTokenSize")?,
+            policy: q.opt("Policy")?,
+            policy_arns: q.members("PolicyArns")?,
+            provider_id: q.opt("ProviderId")?,
+            role_arn: q.req("RoleArn")?,
+            role_session_name: q.req("RoleSessionName")?,
+            web_identity_token: q.req("WebIdentityToken")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AssumeRoleWithWebIdentityResponse {
+    pub assumed_role_user: Option<AssumedRoleUser>,
+    pub audience: Option<String>,
+    pub credentials: Option<Credentials>,
+    pub packed_policy_size: Option<i32>,
+    pub provider: Option<String>,
+    pub session_token_size: Option<i32>,
+    pub session_token_utilization: Option<i32>,
+    pub source_identity: Option<String>,
+    pub subject_from_web_identity_token: Option<String>,
+}
+impl ToXml for AssumeRoleWithWebIdentityResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("AssumedRoleUser", &self.assumed_role_user);
+        w.opt("Audience", &self.audience);
+        w.opt("Credentials", &self.credentials);
+        w.opt("PackedPolicySize", &self.packed_policy_size);
+        w.opt("Provider", &self.provider);
+        w.opt("SessionTokenSize", &self.session_token_size);
+        w.opt("SessionTokenUtilization", &self.session_token_utilization);
+        w.opt("SourceIdentity", &self.source_identity);
+        w.opt("SubjectFromWebIdentityToken", &self.subject_from_web_identity_token);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct AssumedRoleUser {
     pub arn: Option<String>,
     pub assumed_role_id: Option<String>,
