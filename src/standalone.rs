@@ -13,6 +13,7 @@ use karri_base::clock::{Clock, SystemClock};
 use karri_base::observe;
 use karri_base::role::Running;
 use karri_base::units::parse_bytes;
+use karri_control::audit::Trail;
 use karri_control::identity::alone::Listener;
 use karri_control::identity::{Directory, Seed};
 use karri_objectstore::operator::Operator;
@@ -223,7 +224,9 @@ async fn identity(store: &Path, addr: SocketAddr, seeds: &[Seed]) -> Result<(Key
     let directory = Arc::new(Directory::open(meta, key, clock.clone()).await?.with_oidc(folder.join("oidc")));
     directory.seed(seeds).await?;
     let ring = directory.ring().clone();
-    let listener = Listener::start(directory, clock, REGION, addr).await;
+    let audit = folder.join("audit.log");
+    let trail = Trail::open(&audit).with_context(|| audit.display().to_string())?;
+    let listener = Listener::start(directory, clock, REGION, addr, trail).await;
     Ok((ring, listener.with_context(|| format!("cannot listen on {addr} (--iam): is another karri running there?"))?))
 }
 

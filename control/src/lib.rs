@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`identity`] | accounts, users, roles, policies, keys: the IAM and STS APIs |
+//! | [`audit`] | a line for each call of these |
 //! | [`cluster`] | one zone: placement on nodes, commands passed on |
 //! | [`node`] | one host: the `Hypervisor` seam, QEMU and the node role |
 //! | [`wire`] | AWS's Query/XML protocols: parsing, answers, types generated from the service models |
@@ -13,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod cloud;
 pub mod cluster;
 pub mod identity;

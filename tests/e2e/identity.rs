@@ -48,6 +48,12 @@ fn a_cloud_obeys_what_iam_says() {
     obeyed(cloud.python("identity.py"), SAID);
     assert!(cloud.aws_ok(&["iam", "get-user", "--user-name", "ann"]).to_string().contains("user/team/ann"));
     assert!(cloud.aws_refused(&["iam", "delete-user", "--user-name", "ann"]).contains("DeleteConflict"));
+    let audit = std::fs::read_to_string(cloud.state.join("cloud/audit.log")).expect("the audit log");
+    let has = |words: &[&str]| audit.lines().any(|line| words.iter().all(|word| line.contains(word)));
+    assert!(has(&["\"CreateAccessKey\"", ":user/admin", ":user/team/ann", "\"allow\"", "\"error\":null"]), "{audit}");
+    assert!(has(&["\"DescribeInstances\"", ":user/team/ann", "\"deny\"", "UnauthorizedOperation"]), "{audit}");
+    assert!(has(&["\"DescribeVolumes\"", ":assumed-role/reader/me"]), "{audit}");
+    assert!(!audit.contains(cloud.var("AWS_SECRET_ACCESS_KEY")), "no secrets");
     cloud.kill_role("cloud");
     assert!(cloud.aws_ok(&["iam", "list-users"]).to_string().contains("ann"), "it outlives its role");
     no_secret_in(&cloud.state, cloud.var("AWS_SECRET_ACCESS_KEY"));

@@ -29,6 +29,7 @@ use crate::wire::{Invalid, Tree, Xml};
 
 use super::error::{ApiError, ApiResult, Code};
 use super::stopped;
+use crate::audit::{self, Decisions, Trail};
 use crate::identity::Directory;
 use crate::identity::authorize::{Caller, Unsigned};
 use crate::identity::sts::web_identity;
@@ -86,6 +87,8 @@ pub trait Api: Send + Sync + 'static {
     fn verifier(&self) -> &Verifier;
     /// Who there is.
     fn directory(&self) -> &Directory;
+    /// Where calls are told.
+    fn trail(&self) -> Option<&Trail>;
     /// Wall time.
     fn clock(&self) -> &dyn Clock;
     /// Of all answers.
@@ -171,7 +174,8 @@ async fn answer(api: Arc<dyn Api>, peer: IpAddr, request: Request<Incoming>) -> 
     let id = request_id();
     let began = Instant::now();
     let (parts, body) = request.into_parts();
-    let mut about = About { service: claimed_service(&parts).unwrap_or_default(), action: String::new() };
+    let came = api.clock().now();
+    let mut about = About { service: claimed_service(&parts).unwrap_or_default(), ..About::default() };
     let outcome = match receive(&parts, body).await {
         Ok(body) => {
             let task = {
@@ -201,6 +205,22 @@ async fn answer(api: Arc<dyn Api>, peer: IpAddr, request: Request<Incoming>) -> 
         }
         Err(e) => Err(e),
     };
+    if let Some(trail) = api.trail() {
+        let call = audit::Call {
+            time: came,
+            request_id: id.clone(),
+            source: Some(peer),
+            account: about.account.clone(),
+            principal: about.principal.clone(),
+            key: about.key.clone(),
+            service: about.service.clone(),
+            action: about.asked.clone(),
+            decisions: about.decisions.clone(),
+            error: outcome.as_ref().err().map(|e| e.code.name()),
+            ms: began.elapsed().as_millis() as u64,
+        };
+        trail.record(&call).await;
+    }
     let code = outcome.as_ref().map_or_else(|e| e.code.name(), |_| "ok");
     api.answered(&about.action, code, began.elapsed());
     tracing::debug!(request_id = %id, action = about.action, error = code, "answered");
@@ -224,6 +244,12 @@ async fn answer(api: Arc<dyn Api>, peer: IpAddr, request: Request<Incoming>) -> 
 struct About {
     service: String,
     action: String,
+    /// As the client wrote it.
+    asked: String,
+    account: String,
+    principal: String,
+    key: String,
+    decisions: Decisions,
 }
 
 async fn receive(parts: &Parts, body: Incoming) -> ApiResult<Bytes> {
@@ -264,6 +290,7 @@ async fn handle(
     }
     let named = |name: &str| pairs.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone());
     let action = named("Action").unwrap_or_default();
+    about.asked.clone_from(&action);
     if about.service.is_empty() {
         about.service = match action.as_str() {
             action if sts::Action::from_name(action).is_some() => "sts",
@@ -280,6 +307,11 @@ async fn handle(
     };
     if let Some(verified) = verified.as_ref().filter(|v| !v.service.is_empty()) {
         about.service = verified.service.clone();
+    }
+    if let Some(verified) = &verified {
+        let key = &verified.key;
+        (about.account, about.principal, about.key) =
+            (key.account.to_string(), key.arn.clone(), key.access_key_id.clone());
     }
     let version = named("Version").filter(|v| is_version(v));
     let mut seen = HashMap::new();
@@ -310,12 +342,12 @@ async fn handle(
     }
     let region = api.region().to_owned();
     let Some(verified) = verified else {
-        let from = Unsigned { source: Some(peer), now, region };
+        let from = Unsigned { source: Some(peer), now, region, decisions: about.decisions.clone() };
         return web_identity::answer(api.directory(), &tree, &from, id).await;
     };
     let account = verified.key.account.clone();
     let (key, identity) = (verified.key, verified.identity);
-    let caller = Caller { key, identity, source: Some(peer), now, region };
+    let caller = Caller { key, identity, source: Some(peer), now, region, decisions: about.decisions.clone() };
     let asked = Asked { service: &about.service, action: &action, tree: &tree, caller, request_id: id, version };
     let outcome = api.act(asked).await;
     if let Err(e) = &outcome {

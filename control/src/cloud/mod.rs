@@ -49,7 +49,7 @@ mod watch_tests;
 mod zone_tests;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -64,6 +64,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use crate::audit::Trail;
 use crate::identity::Directory;
 use crate::identity::state::StateError;
 use crate::identity::told::IdentityService;
@@ -102,6 +103,14 @@ pub enum StartError {
         /// What is wrong.
         why: String,
     },
+    /// Calls cannot be told to the audit log.
+    #[error("audit log {}: {source}", path.display())]
+    Audit {
+        /// The file.
+        path: PathBuf,
+        /// The system's.
+        source: std::io::Error,
+    },
     /// The listener is taken.
     #[error("cannot listen on {addr} ([cloud] api): is another karri running there?")]
     Listen {
@@ -125,6 +134,8 @@ pub struct Cloud {
     pub store: Store,
     /// Accounts, users, roles, policies, keys.
     pub directory: Arc<Directory>,
+    /// Where calls are told.
+    pub trail: Option<Trail>,
     /// The work on them.
     pub flows: Flows,
     /// The zone.
@@ -157,6 +168,8 @@ pub struct Parts {
     pub identity_key: [u8; 32],
     /// Keys of OpenID Connect providers.
     pub oidc: PathBuf,
+    /// The audit log.
+    pub trail: Option<Trail>,
     /// The store of records.
     pub meta: Arc<dyn MetaStore>,
     /// The zone.
@@ -221,6 +234,7 @@ pub async fn start(
         identity_key: crate::identity::secrets::key_file(&config.role.state.join("identity.key"))
             .map_err(|(path, why)| StartError::IdentityKey { path, why })?,
         oidc: config.role.state.join("oidc"),
+        trail: Some(trail(&config.role.state.join("audit.log"))?),
         meta,
         cluster,
         storage,
@@ -230,6 +244,10 @@ pub async fn start(
         watch_settings: watch::Settings::default(),
     };
     Ok(Arc::new(CloudRole::start(parts, section.api, registry).await?))
+}
+
+fn trail(path: &Path) -> Result<Trail, StartError> {
+    Trail::open(path).map_err(|source| StartError::Audit { path: path.to_owned(), source })
 }
 
 impl CloudRole {
@@ -266,6 +284,7 @@ impl CloudRole {
             metrics: Metrics::new(registry),
             next_address: AtomicU32::new(0),
             directory: Arc::new(directory),
+            trail: parts.trail,
             store,
         });
         let stop = tokio::sync::watch::Sender::new(false);

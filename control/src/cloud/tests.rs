@@ -200,6 +200,7 @@ async fn boot(
         credentials: credentials(),
         identity_key: [7; 32],
         oidc: "/nonexistent".into(),
+        trail: None,
         meta: meta.clone(),
         cluster: cluster.clone(),
         storage: Arc::new(storage.clone()),

@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use super::api::Call;
 use super::authorize::Caller;
 use super::{Directory, api, sts};
+use crate::audit::Trail;
 use crate::cloud::error::{ApiError, ApiResult, Code};
 use crate::cloud::http::{self, Api, Asked, not_here};
 use crate::wire::Tree;
@@ -49,6 +50,7 @@ pub async fn act(
 }
 
 struct Alone {
+    trail: Trail,
     directory: Arc<Directory>,
     verifier: Verifier,
     clock: Arc<dyn Clock>,
@@ -62,6 +64,9 @@ impl Api for Alone {
     }
     fn directory(&self) -> &Directory {
         &self.directory
+    }
+    fn trail(&self) -> Option<&Trail> {
+        Some(&self.trail)
     }
     fn clock(&self) -> &dyn Clock {
         &*self.clock
@@ -85,7 +90,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens on `addr` (port 0 picks one).
+    /// Listens on `addr` (port 0 picks one); calls are told to the trail.
     ///
     /// # Errors
     /// The system's.
@@ -94,11 +99,12 @@ impl Listener {
         clock: Arc<dyn Clock>,
         region: &str,
         addr: SocketAddr,
+        trail: Trail,
     ) -> std::io::Result<Self> {
         let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;
         let verifier = Verifier::new(directory.ring().clone());
-        let api = Arc::new(Alone { directory, verifier, clock, region: region.to_owned() });
+        let api = Arc::new(Alone { trail, directory, verifier, clock, region: region.to_owned() });
         let stop = watch::Sender::new(false);
         let task = tokio::spawn(http::serve(listener, api, stop.subscribe()));
         Ok(Self { addr, stop, task })

@@ -8,6 +8,7 @@ use karri_base::aws::policy::{Context, Identity, Request, Target, decide};
 use karri_base::clock::UnixMicros;
 use karri_base::id::AccountId;
 
+use crate::audit::Decisions;
 use crate::cloud::error::{ApiError, ApiResult, Code};
 use crate::wire::Tree;
 
@@ -24,6 +25,8 @@ pub struct Caller {
     pub now: UnixMicros,
     /// The region of answers.
     pub region: String,
+    /// What was decided, for the audit log.
+    pub decisions: Decisions,
 }
 
 /// From where a request came that nobody signed.
@@ -35,6 +38,8 @@ pub struct Unsigned {
     pub now: UnixMicros,
     /// The region of answers.
     pub region: String,
+    /// What was decided, for the audit log.
+    pub decisions: Decisions,
 }
 
 impl Caller {
@@ -62,6 +67,7 @@ impl Caller {
         for resource in resources {
             let target = Target { owner: Some(self.account()), ..Target::default() };
             let decision = decide(&self.identity, &target, &Request { action, resource, context });
+            self.decisions.note(resource, decision.is_allowed());
             if !decision.is_allowed() {
                 return Err(self.refused(action, resource, &decision.why(action)));
             }

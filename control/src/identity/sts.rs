@@ -254,6 +254,7 @@ fn trusted(call: &Call<'_>, role: &Role, action: &str, arn: &str, context: &Cont
     let trust = Policy::parse(&role.trust, Use::Trust).map_err(|e| invalid(e.to_string()))?;
     let target = Target { owner: Some(&role.account), policy: Some(&trust), must_allow: true, ..Target::default() };
     let decision = decide(&call.caller.identity, &target, &Request { action, resource: arn, context });
+    call.caller.decisions.note(arn, decision.is_allowed());
     match decision.is_allowed() {
         true => Ok(()),
         false => Err(call.caller.refused(action, arn, &decision.why(action))),

@@ -46,7 +46,14 @@ impl World {
         let token = Some(token).filter(|t| !t.is_empty());
         let now = self.clock.now();
         let who = self.directory.ring().sign_in(id, token, now).map_err(|e| e.to_string())?;
-        Ok(Caller { key: who.key, identity: who.identity, source: None, now, region: "us-east-1".into() })
+        Ok(Caller {
+            key: who.key,
+            identity: who.identity,
+            source: None,
+            now,
+            region: "us-east-1".into(),
+            decisions: Default::default(),
+        })
     }
     /// The answer's XML, or the error's code and message.
     pub(super) async fn ask(

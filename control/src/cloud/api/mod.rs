@@ -34,6 +34,7 @@ use super::error::{ApiError, ApiResult, Code};
 use super::http::{Api, Asked};
 use super::records::{Instance, Tags, Token, Volume};
 use super::store::Txn;
+use crate::audit::Trail;
 use crate::identity::Directory;
 use crate::identity::authorize::{ec2_resources, parameters_context};
 
@@ -167,6 +168,9 @@ impl Api for Cloud {
     }
     fn directory(&self) -> &Directory {
         &self.directory
+    }
+    fn trail(&self) -> Option<&Trail> {
+        self.trail.as_ref()
     }
     fn clock(&self) -> &dyn Clock {
         &*self.clock

@@ -70,7 +70,9 @@ pub async fn answer(directory: &Directory, tree: &Tree, from: &Unsigned, request
     let tags = (!claims.tags.is_empty()).then_some("sts:TagSession");
     for action in std::iter::once(ACTION).chain(tags) {
         let request = Request { action, resource: &r.role_arn, context: &context };
-        if !decide(&caller.identity, &target, &request).is_allowed() {
+        let allowed = decide(&caller.identity, &target, &request).is_allowed();
+        caller.decisions.note(&r.role_arn, allowed);
+        if !allowed {
             return Err(refused());
         }
     }
@@ -132,5 +134,6 @@ fn caller(provider: &Provider, role: &Role, claims: &Claims, from: &Unsigned) ->
         source: from.source,
         now: from.now,
         region: from.region.clone(),
+        decisions: from.decisions.clone(),
     }
 }
