@@ -6,7 +6,6 @@ mod auth;
 mod buckets;
 mod client;
 mod crash;
-mod crash_versions;
 mod encryption;
 mod events;
 mod listing;
