@@ -6,9 +6,9 @@ use s3s::dto::{
     ObjectAttributes, ObjectPart, StorageClass,
 };
 
+use super::input::customer_key;
 use crate::core::{Access, Caller, CoreRef};
 use crate::error::{Error, Kind, Result};
-use crate::ops::encryption::CustomerKey;
 use crate::ops::get::{ChecksumFields, etag, timestamp};
 use crate::record::{Data, Manifest};
 use crate::versions::{Which, id_shown};
@@ -26,11 +26,7 @@ pub async fn get_object_attributes<B: BulkStore>(
     let bucket = core.bucket(caller, &input.bucket, owner, Access::Read).await?;
     let at = core.version_to_read(bucket.value.id, &input.key, Which::new(input.version_id.as_deref())?).await?;
     let object = at.seen.value;
-    let customer = CustomerKey::new(
-        input.sse_customer_algorithm.as_deref(),
-        input.sse_customer_key.as_deref(),
-        input.sse_customer_key_md5.as_deref(),
-    )?;
+    let customer = customer_key!(input)?;
     core.object_key(&bucket.value, object.sealed.as_ref(), customer.as_ref()).await?;
     // `s3s` gives each header as one value, whatever commas it has.
     let listed = || input.object_attributes.iter().flat_map(|a| a.as_str().split(',')).map(str::trim);

@@ -4,6 +4,7 @@ use karri_bulk::BulkStore;
 use karri_meta::MetaError;
 use s3s::dto::{CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CompletedPart};
 
+use super::input::customer_key;
 use crate::change::Change;
 use crate::core::{Access, Caller, CoreRef, RETRIES};
 use crate::digest::{self, Algorithm, Checksum, ChecksumType};
@@ -11,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::keys::{self, DataId};
 use crate::notify::Event;
 use crate::ops::condition::WriteConditions;
-use crate::ops::encryption::{CustomerKey, Shown};
+use crate::ops::encryption::Shown;
 use crate::ops::get::{ChecksumFields, etag};
 use crate::ops::multipart::{Open, find_in};
 use crate::ops::put::{Target, replace};
@@ -51,11 +52,7 @@ pub async fn complete_multipart_upload<B: BulkStore>(
             };
         };
         let bucket = core.bucket_to_fill(caller, &input.bucket, owner).await?;
-        let customer = CustomerKey::new(
-            input.sse_customer_algorithm.as_deref(),
-            input.sse_customer_key.as_deref(),
-            input.sse_customer_key_md5.as_deref(),
-        )?;
+        let customer = customer_key!(input)?;
         core.object_key(&bucket.value, upload.seen.value.sealed.as_ref(), customer.as_ref()).await?;
         let found =
             core.meta.multi_get(listed.iter().map(|p| keys::part(id, number(p).unwrap_or(0))).collect()).await?;

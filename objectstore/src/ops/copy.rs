@@ -5,15 +5,16 @@ use karri_bulk::BulkStore;
 use s3s::S3Request;
 use s3s::dto::{CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, MetadataDirective, TaggingDirective};
 
+use super::input::{checksum_asked, encryption_asked, lock_asked};
 use crate::body::{self, Expected, Incoming, PUT_MAX, Seal, Stored};
 use crate::core::{Caller, CoreRef};
 use crate::digest::{Algorithm, ChecksumType};
 use crate::error::{Error, Kind, Result};
 use crate::ops::condition::{ReadConditions, WriteConditions};
-use crate::ops::encryption::{Asked, CustomerKey, Shown};
+use crate::ops::encryption::{CustomerKey, Shown};
 use crate::ops::get::{ChecksumFields, Found, Selection, Wanted, etag, loop_until_whole, timestamp};
 use crate::ops::put::{Target, check_key, object_headers, object_of, publish};
-use crate::ops::{lock, tagging};
+use crate::ops::tagging;
 use crate::record::{Headers, Object};
 use crate::versions::Which;
 
@@ -75,13 +76,7 @@ pub async fn copy_object<B: BulkStore>(
         Some(_) => return Err(Error::new(Kind::InvalidArgument, "Unknown tagging directive.")),
     };
     let tags = tagging::of_header(input.tagging.as_deref())?;
-    let lock = lock::asked(
-        &bucket.value,
-        core.now(),
-        input.object_lock_mode.as_ref(),
-        input.object_lock_retain_until_date.as_ref(),
-        input.object_lock_legal_hold_status.as_ref(),
-    )?;
+    let lock = lock_asked!(input, &bucket.value, core.now())?;
     let encrypts = input.server_side_encryption.is_some() || input.sse_customer_key.is_some();
     if same && !replace && !encrypts && attributes.storage_class.is_none() && attributes.website_redirect.is_none() {
         return Err(Error::new(
@@ -90,22 +85,8 @@ pub async fn copy_object<B: BulkStore>(
              metadata, storage class, website redirect location or encryption attributes.",
         ));
     }
-    let asked = match &input.checksum_algorithm {
-        Some(name) => Some(
-            Algorithm::from_name(name.as_str())
-                .ok_or_else(|| Error::new(Kind::InvalidRequest, "Checksum algorithm provided is unsupported."))?,
-        ),
-        None => None,
-    };
-    let encrypt = Asked::new(
-        input.server_side_encryption.as_ref(),
-        input.ssekms_key_id.as_deref(),
-        CustomerKey::new(
-            input.sse_customer_algorithm.as_deref(),
-            input.sse_customer_key.as_deref(),
-            input.sse_customer_key_md5.as_deref(),
-        )?,
-    )?;
+    let asked = checksum_asked(input.checksum_algorithm.as_ref())?;
+    let encrypt = encryption_asked!(input)?;
     let keyed = core.fresh_key(&bucket.value, &encrypt).await?;
     let from_customer = CustomerKey::new(
         input.copy_source_sse_customer_algorithm.as_deref(),

@@ -13,6 +13,7 @@ use s3s::dto::{
 };
 use time::OffsetDateTime;
 
+use super::input::customer_key;
 use crate::body::{self, Outgoing, Piece, SealedPiece};
 use crate::core::{Access, Caller, CoreRef, Seen};
 use crate::crypt::Secret;
@@ -34,11 +35,7 @@ pub async fn get_object<B: BulkStore>(
     input: GetObjectInput,
 ) -> Result<GetObjectOutput> {
     let which = Which::new(input.version_id.as_deref())?;
-    let customer = CustomerKey::new(
-        input.sse_customer_algorithm.as_deref(),
-        input.sse_customer_key.as_deref(),
-        input.sse_customer_key_md5.as_deref(),
-    )?;
+    let customer = customer_key!(input)?;
     let conditions = ReadConditions {
         matches: input.if_match,
         none_match: input.if_none_match,
@@ -118,11 +115,7 @@ pub async fn head_object<B: BulkStore>(
     input: HeadObjectInput,
 ) -> Result<S3Response<HeadObjectOutput>> {
     let which = Which::new(input.version_id.as_deref())?;
-    let customer = CustomerKey::new(
-        input.sse_customer_algorithm.as_deref(),
-        input.sse_customer_key.as_deref(),
-        input.sse_customer_key_md5.as_deref(),
-    )?;
+    let customer = customer_key!(input)?;
     let conditions = ReadConditions {
         matches: input.if_match,
         none_match: input.if_none_match,

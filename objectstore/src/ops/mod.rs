@@ -9,6 +9,7 @@ pub mod copy;
 pub mod delete;
 pub mod encryption;
 pub mod get;
+mod input;
 pub mod list_objects;
 pub mod list_versions;
 pub mod lock;

@@ -16,6 +16,7 @@ use s3s::dto::{
     Part as DtoPart, Range, StorageClass, UploadPartCopyInput, UploadPartCopyOutput, UploadPartInput, UploadPartOutput,
 };
 
+use super::input::{checksum_asked, customer_key, encryption_asked, lock_asked};
 use crate::body::{self, Expected, PUT_MAX, Received, Seal};
 use crate::change::Change;
 use crate::core::{Access, Caller, CoreRef, RETRIES, Seen, retire_blob};
@@ -25,11 +26,11 @@ use crate::keys::{self, DataId};
 use crate::list::common_prefix;
 use crate::ops::bucket::owner;
 use crate::ops::condition::ReadConditions;
-use crate::ops::encryption::{Asked, CustomerKey, Shown};
+use crate::ops::encryption::{CustomerKey, Shown};
 use crate::ops::get::{ChecksumFields, Selection, timestamp};
 use crate::ops::list_objects::{Encode, page};
 use crate::ops::put::{check_key, object_headers};
-use crate::ops::{copy, lock, tagging};
+use crate::ops::{copy, tagging};
 use crate::reclaim::close_upload;
 use crate::record::{Bucket, Data, Part, Upload};
 use crate::usage::Amount;
@@ -43,13 +44,7 @@ pub async fn create_multipart_upload<B: BulkStore>(
     let S3Request { input, headers, .. } = req;
     check_key(&input.key)?;
     let attributes = object_headers(&headers, input.metadata.as_ref(), input.expires.as_ref())?;
-    let asked = match &input.checksum_algorithm {
-        Some(name) => Some(
-            Algorithm::from_name(name.as_str())
-                .ok_or_else(|| Error::new(Kind::InvalidRequest, "Checksum algorithm provided is unsupported."))?,
-        ),
-        None => None,
-    };
+    let asked = checksum_asked(input.checksum_algorithm.as_ref())?;
     let algorithm = asked.unwrap_or(Algorithm::Crc64Nvme);
     let checksum_type = checksum_type(algorithm, input.checksum_type.as_ref())?;
     if asked.is_none() && input.checksum_type.is_some() {
@@ -58,25 +53,11 @@ pub async fn create_multipart_upload<B: BulkStore>(
             "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.",
         ));
     }
-    let encrypt = Asked::new(
-        input.server_side_encryption.as_ref(),
-        input.ssekms_key_id.as_deref(),
-        CustomerKey::new(
-            input.sse_customer_algorithm.as_deref(),
-            input.sse_customer_key.as_deref(),
-            input.sse_customer_key_md5.as_deref(),
-        )?,
-    )?;
+    let encrypt = encryption_asked!(input)?;
     let tags = tagging::of_header(input.tagging.as_deref())?;
     let expected_owner = input.expected_bucket_owner.as_deref();
     let bucket = core.bucket(caller, &input.bucket, expected_owner, Access::Write).await?;
-    let lock = lock::asked(
-        &bucket.value,
-        core.now(),
-        input.object_lock_mode.as_ref(),
-        input.object_lock_retain_until_date.as_ref(),
-        input.object_lock_legal_hold_status.as_ref(),
-    )?;
+    let lock = lock_asked!(input, &bucket.value, core.now())?;
     let sealed = core.fresh_key(&bucket.value, &encrypt).await?.map(|k| k.sealed);
     let encryption = Shown::of(sealed.as_ref(), encrypt.customer());
     let upload = Upload {
@@ -208,11 +189,7 @@ pub async fn upload_part<B: BulkStore>(
     }
     let answer = expected.sent().or((!implicit).then_some(algorithm));
     expected.keep = Some(algorithm);
-    let customer = CustomerKey::new(
-        input.sse_customer_algorithm.as_deref(),
-        input.sse_customer_key.as_deref(),
-        input.sse_customer_key_md5.as_deref(),
-    )?;
+    let customer = customer_key!(input)?;
     let key = core.object_key(&upload.bucket, upload.seen.value.sealed.as_ref(), customer.as_ref()).await?;
     expected.seal = key.as_ref().map(Seal::new);
     let encryption = Shown::of(upload.seen.value.sealed.as_ref(), customer.as_ref());
@@ -262,11 +239,7 @@ pub async fn upload_part_copy<B: BulkStore>(
         input.copy_source_sse_customer_key.as_deref(),
         input.copy_source_sse_customer_key_md5.as_deref(),
     )?;
-    let customer = CustomerKey::new(
-        input.sse_customer_algorithm.as_deref(),
-        input.sse_customer_key.as_deref(),
-        input.sse_customer_key_md5.as_deref(),
-    )?;
+    let customer = customer_key!(input)?;
     let key = core.object_key(&upload.bucket, upload.seen.value.sealed.as_ref(), customer.as_ref()).await?;
     let encryption = Shown::of(upload.seen.value.sealed.as_ref(), customer.as_ref());
     let source =

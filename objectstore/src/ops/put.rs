@@ -7,6 +7,7 @@ use s3s::S3Request;
 use s3s::dto::{Metadata, PutObjectInput, PutObjectOutput, Timestamp};
 use time::OffsetDateTime;
 
+use super::input::{encryption_asked, lock_asked};
 use crate::body::{self, Expected, Received, Seal, Stored};
 use crate::change::Change;
 use crate::core::{Caller, Core, CoreRef, RETRIES, Seen};
@@ -15,9 +16,9 @@ use crate::error::{Error, Kind, Result};
 use crate::keys;
 use crate::notify::Event;
 use crate::ops::condition::WriteConditions;
-use crate::ops::encryption::{Asked, CustomerKey, Shown};
+use crate::ops::encryption::Shown;
 use crate::ops::get::{ChecksumFields, etag};
-use crate::ops::{lock, tagging};
+use crate::ops::tagging;
 use crate::record::{Bucket, Headers, Object};
 use crate::usage::Amount;
 
@@ -38,22 +39,8 @@ pub async fn put_object<B: BulkStore>(
     let bucket = core.bucket_to_fill(caller, &input.bucket, input.expected_bucket_owner.as_deref()).await?;
     let attributes = object_headers(&headers, input.metadata.as_ref(), input.expires.as_ref())?;
     let tags = tagging::of_header(input.tagging.as_deref())?;
-    let lock = lock::asked(
-        &bucket.value,
-        core.now(),
-        input.object_lock_mode.as_ref(),
-        input.object_lock_retain_until_date.as_ref(),
-        input.object_lock_legal_hold_status.as_ref(),
-    )?;
-    let encrypt = Asked::new(
-        input.server_side_encryption.as_ref(),
-        input.ssekms_key_id.as_deref(),
-        CustomerKey::new(
-            input.sse_customer_algorithm.as_deref(),
-            input.sse_customer_key.as_deref(),
-            input.sse_customer_key_md5.as_deref(),
-        )?,
-    )?;
+    let lock = lock_asked!(input, &bucket.value, core.now())?;
+    let encrypt = encryption_asked!(input)?;
     let keyed = core.fresh_key(&bucket.value, &encrypt).await?;
     let conditions = WriteConditions::new(input.if_match, input.if_none_match);
     let mut expected = Expected::of(&headers, input.content_length, trailing_headers)?;
