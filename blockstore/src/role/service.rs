@@ -99,7 +99,8 @@ impl Storage for Service {
         for (name, volume) in &found {
             volumes.push(self.message(name, volume).await.map_err(refuse("DescribeVolumes", name))?);
         }
-        Ok(Response::new(Volumes { volumes }))
+        let largest_bytes = self.host.usage().await.map_err(refuse("DescribeVolumes", ""))?.total;
+        Ok(Response::new(Volumes { volumes, largest_bytes }))
     }
 
     async fn export_volume(&self, request: Request<ExportVolumeRequest>) -> Result<Response<Export>, Status> {

@@ -57,6 +57,7 @@ codes! {
     IncorrectState "IncorrectState" 400,
     InsufficientFreeAddresses "InsufficientFreeAddressesInSubnet" 400,
     InsufficientInstanceCapacity "InsufficientInstanceCapacity" 500,
+    InsufficientVolumeCapacity "InsufficientVolumeCapacity" 500,
     InternalError "InternalError" 500,
     InvalidAction "InvalidAction" 400,
     InvalidAmiIdMalformed "InvalidAMIID.Malformed" 400,

@@ -272,6 +272,9 @@ impl Cluster for FakeCluster {
     }
 }
 
+/// What the storage in memory says no volume can exceed.
+pub const LARGEST_BYTES: u64 = 10 << 40;
+
 /// Storage in memory.
 #[derive(Clone)]
 pub struct FakeStorage {
@@ -324,8 +327,8 @@ impl Storage for FakeStorage {
             })
             .await
     }
-    async fn list(&self) -> Answer<Vec<proto::Volume>> {
-        Ok(lock(&self.volumes).values().cloned().collect())
+    async fn list(&self) -> Answer<proto::Volumes> {
+        Ok(proto::Volumes { volumes: lock(&self.volumes).values().cloned().collect(), largest_bytes: LARGEST_BYTES })
     }
     async fn export(&self, volume: &VolumeId, generation: u64) -> Answer<proto::Export> {
         self.faults

@@ -68,6 +68,7 @@ use crate::audit::Trail;
 use crate::identity::Directory;
 use crate::identity::state::StateError;
 use crate::identity::told::IdentityService;
+use crate::wire::generated::ec2::{InstanceStateName, VolumeState};
 use flow::Flows;
 use metrics::Metrics;
 use peers::{Absent, Cluster, GrpcCluster, GrpcStorage, Objects, Storage};
@@ -325,12 +326,14 @@ impl Running for CloudRole {
     fn health(&self) -> Health {
         let store = &self.cloud.store;
         let figure = |name: &str, n: usize| (name.to_owned(), n as u64);
+        // What is over is described for a while, and counts no more.
+        let (instances, volumes) = (store.list::<Instance>().into_iter(), store.list::<Volume>().into_iter());
         Health {
             trouble: None,
             capacity: [
                 figure("images", store.list::<Image>().len()),
-                figure("instances", store.list::<Instance>().len()),
-                figure("volumes", store.list::<Volume>().len()),
+                figure("instances", instances.filter(|i| i.state != InstanceStateName::Terminated).count()),
+                figure("volumes", volumes.filter(|v| v.state != VolumeState::Deleted).count()),
                 figure("flows", self.cloud.flows.busy()),
             ]
             .into(),

@@ -49,8 +49,8 @@ pub trait Storage: Send + Sync + 'static {
     async fn create(&self, request: proto::CreateVolumeRequest) -> Answer<proto::Volume>;
     /// Deletes a volume; none there is no error.
     async fn delete(&self, volume: &VolumeId) -> Answer<()>;
-    /// All volumes.
-    async fn list(&self) -> Answer<Vec<proto::Volume>>;
+    /// All volumes, and how large one may be.
+    async fn list(&self) -> Answer<proto::Volumes>;
     /// Opens a volume on a vhost-user socket.
     async fn export(&self, volume: &VolumeId, generation: u64) -> Answer<proto::Export>;
     /// Ends an export.
@@ -164,9 +164,9 @@ impl Storage for GrpcStorage {
         let request = proto::VolumeRequest { volume_id: volume.to_string() };
         bounded(SLOW, self.0.clone().delete_volume(within(SLOW, request))).await.map(|_| ())
     }
-    async fn list(&self) -> Answer<Vec<proto::Volume>> {
+    async fn list(&self) -> Answer<proto::Volumes> {
         let request = proto::DescribeVolumesRequest { volume_ids: Vec::new() };
-        bounded(QUICK, self.0.clone().describe_volumes(within(QUICK, request))).await.map(|v| v.volumes)
+        bounded(QUICK, self.0.clone().describe_volumes(within(QUICK, request))).await
     }
     async fn export(&self, volume: &VolumeId, generation: u64) -> Answer<proto::Export> {
         let request = proto::ExportVolumeRequest { volume_id: volume.to_string(), generation, read_only: false };
@@ -230,7 +230,7 @@ impl Storage for Absent {
     async fn delete(&self, _: &VolumeId) -> Answer<()> {
         self.say()
     }
-    async fn list(&self) -> Answer<Vec<proto::Volume>> {
+    async fn list(&self) -> Answer<proto::Volumes> {
         self.say()
     }
     async fn export(&self, _: &VolumeId, _: u64) -> Answer<proto::Export> {

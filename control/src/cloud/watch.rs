@@ -13,6 +13,7 @@
 //! It only ever begins flows; the work is theirs. It also forgets what has been over for long enough.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
@@ -54,6 +55,8 @@ impl Default for Settings {
 #[derive(Debug, Default)]
 pub struct Watch {
     nodes: RwLock<Option<HashSet<String>>>,
+    /// In bytes, as storage last said; 0 before it did.
+    largest_volume: AtomicU64,
 }
 
 impl Watch {
@@ -61,6 +64,11 @@ impl Watch {
     pub fn is_lost(&self, node: &str) -> bool {
         let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
         nodes.as_ref().is_some_and(|n| !n.contains(node))
+    }
+
+    /// Bytes of the largest volume that storage can hold, once it has said so.
+    pub fn largest_volume(&self) -> Option<u64> {
+        Some(self.largest_volume.load(Ordering::Relaxed)).filter(|&bytes| bytes > 0)
     }
 
     fn set(&self, nodes: HashSet<String>) {
@@ -265,9 +273,10 @@ async fn moved(cloud: &Cloud, before: &Instance, node: &str) -> Result<(), Store
 /// # Errors
 /// Storage's words.
 pub async fn look_at_storage(cloud: &Cloud, memory: &mut Memory) -> Result<(), String> {
-    let volumes = cloud.storage.list().await.map_err(|s| format!("storage's volumes: {}", s.message()))?;
+    let held = cloud.storage.list().await.map_err(|s| format!("storage's volumes: {}", s.message()))?;
+    cloud.watch.largest_volume.store(held.largest_bytes, Ordering::Relaxed);
     let mut exported = HashSet::new();
-    for held in volumes {
+    for held in held.volumes {
         let Some(record) = cloud.store.get::<Volume>(&held.volume_id) else { continue };
         if record.flow.is_some() {
             continue;

@@ -5,6 +5,8 @@ use std::time::Duration;
 use karri_base::clock::{ManualClock, UnixMicros};
 use karri_base::proto::incarnation::State;
 
+use super::error::Code;
+use super::fakes::LARGEST_BYTES;
 use super::records::{Instance, Token, Volume};
 use super::tests::{NOW, World, text, texts};
 use super::watch::{Memory, Settings, forget, look_at_cluster, look_at_storage};
@@ -147,4 +149,25 @@ async fn everything_is_as_it_was_after_a_restart() {
     let mut memory = Memory::default();
     look(&w, &mut memory, 3).await;
     assert_eq!(w.instance(&id).state.as_str(), "running", "the running VM is adopted");
+}
+
+#[tokio::test]
+async fn what_storage_could_never_hold_is_refused_at_once() {
+    let w = World::new().await;
+    let image = w.image("first").await;
+    let too_large = (LARGEST_BYTES / (1 << 30) + 1).to_string();
+    let volume = [("AvailabilityZone", "us-east-1a"), ("Size", too_large.as_str()), ("VolumeType", "gp3")];
+    let disk = [
+        ("ImageId", image.as_str()),
+        ("MinCount", "1"),
+        ("MaxCount", "1"),
+        ("BlockDeviceMapping.1.DeviceName", "/dev/sdf"),
+        ("BlockDeviceMapping.1.Ebs.VolumeSize", too_large.as_str()),
+    ];
+    look_at_storage(w.role.cloud(), &mut Memory::default()).await.unwrap();
+    let refused = w.ask("CreateVolume", &volume).await.unwrap_err();
+    assert_eq!(refused.code, Code::InsufficientVolumeCapacity);
+    assert!(refused.message.contains("10240 GiB in all"), "{}", refused.message);
+    assert_eq!(w.refused("RunInstances", &disk).await, Code::InsufficientVolumeCapacity);
+    assert!(w.role.cloud().store.list::<Volume>().is_empty());
 }

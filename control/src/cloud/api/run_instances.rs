@@ -22,7 +22,7 @@ use super::super::records::{
 use super::super::store::Txn;
 use super::describe_instances::reservation;
 use super::images::{check_holds, disk_specs, gib_for, own_of};
-use super::volumes::launched;
+use super::volumes::{check_room, launched};
 use super::{Call, earlier, fingerprint, specified_tags};
 
 /// Instances in one call.
@@ -210,6 +210,9 @@ fn reserve(
         })?),
     };
     let disks = disks(&image, &request.block_device_mappings)?;
+    for disk in &disks {
+        check_room(call, disk.gib.unwrap_or(1))?;
+    }
     let addresses = network::allocate(call.cloud, txn, call.account(), launch.ids.len())?;
     let now_us = call.now_us();
     for (index, (id, address)) in launch.ids.iter().zip(addresses).enumerate() {

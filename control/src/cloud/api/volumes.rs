@@ -47,6 +47,23 @@ pub fn check_size(gib: i32, kind: VolumeType) -> ApiResult<()> {
     Err(ApiError::new(Code::InvalidParameterValue, message))
 }
 
+/// Refuses at once a volume that storage could never hold.
+pub fn check_room(call: &Call<'_>, gib: i32) -> ApiResult<()> {
+    let bytes = u64::from(gib.unsigned_abs()) << 30;
+    match call.cloud.watch.largest_volume() {
+        Some(largest) if bytes > largest => {
+            let message = format!(
+                "There is not enough capacity for a volume of {gib} GiB: the storage of {} holds {} GiB in all. Ask for \
+                 a smaller one, or have the operator give storage more space.",
+                call.cloud.zone,
+                largest >> 30
+            );
+            Err(ApiError::new(Code::InsufficientVolumeCapacity, message))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn check_performance(request: &ec2::CreateVolumeRequest, kind: VolumeType) -> ApiResult<()> {
     let provisioned = matches!(kind, VolumeType::Io1 | VolumeType::Io2);
     match request.iops {
@@ -111,6 +128,7 @@ pub async fn create(call: &Call<'_>, mut request: ec2::CreateVolumeRequest) -> A
     let volume_type = request.volume_type.unwrap_or(VolumeType::Gp2);
     let gib = request.size.ok_or_else(|| ApiError::missing("size/snapshot"))?;
     check_size(gib, volume_type)?;
+    check_room(call, gib)?;
     check_performance(&request, volume_type)?;
     let of_volumes = ec2::ResourceType::Volume;
     let tags = specified_tags(&request.tag_specifications, of_volumes, &[of_volumes])?;
