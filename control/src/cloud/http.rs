@@ -78,6 +78,8 @@ pub struct Asked<'a> {
     pub request_id: &'a str,
     /// The API version that the caller named.
     pub version: Option<String>,
+    /// The host, and port, that the caller spoke to.
+    pub host: String,
 }
 
 /// What is served by a listener.
@@ -313,6 +315,7 @@ async fn handle(
         (about.account, about.principal, about.key) =
             (key.account.to_string(), key.arn.clone(), key.access_key_id.clone());
     }
+    let host = parts.headers.get(http::header::HOST).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
     let version = named("Version").filter(|v| is_version(v));
     let mut seen = HashMap::new();
     for (name, value) in &pairs {
@@ -348,7 +351,7 @@ async fn handle(
     let account = verified.key.account.clone();
     let (key, identity) = (verified.key, verified.identity);
     let caller = Caller { key, identity, source: Some(peer), now, region, decisions: about.decisions.clone() };
-    let asked = Asked { service: &about.service, action: &action, tree: &tree, caller, request_id: id, version };
+    let asked = Asked { service: &about.service, action: &action, tree: &tree, caller, request_id: id, version, host };
     let outcome = api.act(asked).await;
     if let Err(e) = &outcome {
         let status = e.code.status();

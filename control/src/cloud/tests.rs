@@ -110,7 +110,13 @@ impl World {
             arn: format!("arn:aws:iam::{account}:user/admin"),
         };
         let cloud = self.role.cloud().clone();
-        let call = Call { cloud: &cloud, key: Arc::new(key), request_id: "r-1".into(), version: None };
+        let call = Call {
+            cloud: &cloud,
+            key: Arc::new(key),
+            request_id: "r-1".into(),
+            version: None,
+            host: "cloud:8773".into(),
+        };
         let tree = Tree::new(params.iter().copied())?;
         ec2_action(&call, action, &tree).await
     }
@@ -613,4 +619,14 @@ async fn print_records() {
     for (key, value) in w.memory.as_ref().unwrap().dump() {
         println!("{}\t{}", String::from_utf8_lossy(&key), String::from_utf8_lossy(&value));
     }
+}
+
+#[tokio::test]
+async fn the_region_is_reached_where_it_was_asked() {
+    let w = World::new().await;
+    let regions = w.ask("DescribeRegions", &[]).await.unwrap();
+    assert_eq!(texts(&regions, "regionEndpoint"), ["cloud:8773"]);
+    let filter = |value| [("Filter.1.Name", "endpoint"), ("Filter.1.Value.1", value)];
+    assert_eq!(texts(&w.ask("DescribeRegions", &filter("cloud:8773")).await.unwrap(), "regionName").len(), 1);
+    assert!(texts(&w.ask("DescribeRegions", &filter("elsewhere")).await.unwrap(), "regionName").is_empty());
 }

@@ -48,6 +48,8 @@ pub struct Call<'a> {
     pub request_id: String,
     /// The API version that the caller named.
     pub version: Option<String>,
+    /// The host, and port, that the caller spoke to.
+    pub host: String,
 }
 
 impl Call<'_> {
@@ -182,7 +184,7 @@ impl Api for Cloud {
         self.metrics.answered(action, code, took);
     }
     async fn act(&self, asked: Asked<'_>) -> ApiResult<String> {
-        let Asked { service, action, tree, caller, request_id, version } = asked;
+        let Asked { service, action, tree, caller, request_id, version, host } = asked;
         if service != "ec2" {
             return crate::identity::alone::act(&self.directory, service, action, tree, &caller, request_id).await;
         }
@@ -196,7 +198,7 @@ impl Api for Cloud {
             let object = format!("arn:aws:s3:::{}", location.trim_start_matches('/'));
             caller.may("s3:GetObject", &[object], &context)?;
         }
-        let call = Call { cloud: self, key: caller.key, request_id: request_id.to_owned(), version };
+        let call = Call { cloud: self, key: caller.key, request_id: request_id.to_owned(), version, host };
         ec2_action(&call, action, tree).await
     }
 }

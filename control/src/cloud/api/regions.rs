@@ -15,7 +15,8 @@ pub fn regions(call: &Call<'_>, request: ec2::DescribeRegionsRequest) -> ApiResu
         let message = format!("Invalid region names: [{unknown}]");
         return Err(ApiError::new(Code::InvalidParameterValue, message));
     }
-    let endpoint = format!("ec2.{name}.amazonaws.com");
+    // There is one region, and its endpoint is the one that was asked.
+    let endpoint = call.host.clone();
     let status = "opt-in-not-required";
     let keep = filters.keep(&Tags::new(), |f| match f {
         "endpoint" => vec![endpoint.clone()],
