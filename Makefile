@@ -11,7 +11,7 @@ else
 export PATH := /usr/bin:$(PATH)
 endif
 
-.PHONY: all setup build up check test e2e s3-tests sim fuzz bench guest clean
+.PHONY: all setup build up check test e2e s3-tests sim fuzz bench bench-s3 guest clean
 .NOTPARALLEL:
 
 all: check test
@@ -60,6 +60,11 @@ fuzz: setup
 # Figures side by side with peers, in one run.
 bench: setup
 	@scripts/bench $(ARGS)
+
+# S3 whole, beside every peer: PUT, GET, HEAD, LIST, DELETE and both mixed, 4 KiB to 16 MiB, 1 to 64 at once; and LIST
+# in a bucket of a million keys.
+bench-s3: setup
+	@scripts/bench s3 list $(ARGS)
 
 # The small bootable guest: target/guest/vmlinuz, initrd and root.img.
 guest: setup

@@ -1,6 +1,7 @@
 //! The load on an S3 server: signed requests in closed loops over kept-alive connections, on one thread.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -21,15 +22,37 @@ use tokio::task::LocalSet;
 
 use crate::table::{Sample, percentile};
 
-pub const ACCESS_KEY: &str = "AKIABENCHBENCHBENCH1";
-pub const SECRET_KEY: &str = "benchbenchbenchbenchbenchbenchbenchbench";
 const BUCKET: &str = "bench";
+/// What one measurement writes at most.
+const WRITTEN_MAX: u64 = 1 << 30;
+/// Keys of one page of a listing.
+pub const PAGE: usize = 1000;
 
-/// PUT or GET, of objects of one size.
+/// What a request does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A new object.
+    Put,
+    /// A whole object, any of those there.
+    Get,
+    /// Its headers.
+    Head,
+    /// A page of keys of one size, from the first.
+    List,
+    /// One object less; they are put before, untimed.
+    Delete,
+    /// Seven GETs to three PUTs.
+    Mix,
+}
+
+/// Requests of one kind on objects of one size.
 #[derive(Debug, Clone, Copy)]
 pub struct Workload {
-    pub put: bool,
+    /// What they do.
+    pub kind: Kind,
+    /// An object's size.
     pub bytes: usize,
+    /// How many at once.
     pub connections: usize,
 }
 
@@ -40,8 +63,9 @@ pub struct Bucket {
     runtime: tokio::runtime::Runtime,
     noise: Bytes,
     /// How many objects of a size there are: their names are counted.
-    small: Rc<Cell<u64>>,
-    large: Rc<Cell<u64>>,
+    objects: RefCell<BTreeMap<usize, u64>>,
+    /// How many DELETE has had.
+    deleted: Cell<u64>,
 }
 
 impl Bucket {
@@ -49,16 +73,16 @@ impl Bucket {
     ///
     /// # Errors
     /// A sentence.
-    pub fn make(addr: SocketAddr) -> Result<Self, String> {
-        let key = AccessKey { access_key_id: ACCESS_KEY.into(), secret_access_key: SECRET_KEY.into() };
+    pub fn make(addr: SocketAddr, key: AccessKey) -> Result<Self, String> {
         let s3 = Rc::new(S3::new(&format!("http://{addr}"), key, "us-east-1")?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
-        let mut noise = vec![0; 4 << 20];
+        let mut noise = vec![0; 20 << 20];
         SmallRng::seed_from_u64(7).fill_bytes(&mut noise);
-        let bucket = Self { addr, s3, runtime, noise: noise.into(), small: Rc::default(), large: Rc::default() };
+        let (objects, deleted) = Default::default();
+        let bucket = Self { addr, s3, runtime, noise: noise.into(), objects, deleted };
         bucket.runtime.block_on(LocalSet::new().run_until(async {
             let mut connection = Connection::open(addr, bucket.s3.clone()).await?;
-            let (status, _) = connection.send(Method::PUT, None, Bytes::new()).await?;
+            let (status, _) = connection.send(Method::PUT, None, &[], Bytes::new()).await?;
             status.is_success().then_some(()).ok_or_else(|| format!("making the bucket: {status}"))
         }))?;
         Ok(bucket)
@@ -69,49 +93,107 @@ impl Bucket {
     /// # Errors
     /// See [`Bucket::run`].
     pub fn fill(&self, bytes: usize, objects: u64) -> Result<(), String> {
-        let enough = |done: u64| done < objects;
-        self.drive(Workload { put: true, bytes, connections: 8 }, 0, enough).map(drop)
+        let connections = if bytes > 1 << 20 { 4 } else { 16 };
+        let end = self.there(bytes) + objects;
+        while self.there(bytes) < end {
+            let first = self.there(bytes);
+            // So few that they end in time.
+            let some = (end - first).min(20_000);
+            self.drive(Workload { kind: Kind::Put, bytes, connections }, 0, |n| n < some, &|n| name(bytes, first + n))?;
+            self.objects.borrow_mut().insert(bytes, first + some);
+        }
+        Ok(())
     }
 
-    /// Runs a workload for `time`.
+    /// Runs a workload for `time`, or until it has written a GiB; `cpu_us` reads the server's CPU time.
     ///
     /// # Errors
-    /// A sentence, where a request fails or does not end within 20 seconds.
-    pub fn run(&self, work: Workload, time: Duration, seed: u64) -> Result<Sample, String> {
-        let began = Instant::now();
-        let mut latencies = self.drive(work, seed, |_| began.elapsed() < time)?;
-        let rate = latencies.len() as f64 / began.elapsed().as_secs_f64();
-        let (p50_us, p99_us) = (percentile(&mut latencies, 0.5), percentile(&mut latencies, 0.99));
-        Ok(Sample { operations: latencies.len(), rate, cpu_us: 0.0, p50_us, p99_us })
-    }
-
-    /// Latencies in microseconds. `more` is asked before each request, with how many were begun.
-    fn drive(&self, work: Workload, seed: u64, more: impl Fn(u64) -> bool) -> Result<Vec<u32>, String> {
-        let objects = if work.bytes > 64 << 10 { &self.large } else { &self.small };
-        let (begun, first) = (Cell::new(0), objects.get());
-        if !work.put && first == 0 {
+    /// A sentence, where a request fails or all do not end within 90 seconds more.
+    pub fn run(&self, work: Workload, time: Duration, seed: u64, cpu_us: impl Fn() -> u64) -> Result<Sample, String> {
+        let first = self.there(work.bytes);
+        let most = match work.kind {
+            Kind::Delete => (time.as_secs_f64() * 4000.0) as u64,
+            Kind::Put => WRITTEN_MAX / work.bytes.max(1) as u64,
+            Kind::Mix => WRITTEN_MAX / work.bytes.max(1) as u64 * 3,
+            _ => u64::MAX,
+        };
+        let fresh = self.deleted.get();
+        let key = |n: u64| match work.kind {
+            Kind::Delete => format!("to-delete/{:08}", fresh + n),
+            _ => name(work.bytes, first + n),
+        };
+        if work.kind == Kind::Delete {
+            let filling = Workload { kind: Kind::Put, connections: 16, ..work };
+            self.drive(filling, seed, |n| n < most, &key)?;
+            self.deleted.set(fresh + most);
+        } else if work.kind != Kind::Put && first == 0 {
             return Err("no object to get".into());
         }
+        let (began, cpu_before) = (Instant::now(), cpu_us());
+        let (mut latencies, written) =
+            self.drive(work, seed, |n| n < most && (n == 0 || began.elapsed() < time), &key)?;
+        let rate = latencies.len() as f64 / began.elapsed().as_secs_f64();
+        let cpu_us = (cpu_us() - cpu_before) as f64 / latencies.len().max(1) as f64;
+        let (p50_us, p99_us) = (percentile(&mut latencies, 0.5), percentile(&mut latencies, 0.99));
+        *self.objects.borrow_mut().entry(work.bytes).or_default() += written;
+        Ok(Sample { operations: latencies.len(), rate, cpu_us, p50_us, p99_us })
+    }
+
+    fn there(&self, bytes: usize) -> u64 {
+        self.objects.borrow().get(&bytes).copied().unwrap_or(0)
+    }
+
+    /// Latencies in microseconds, and how many objects were written. `more` is asked before each request, with how many
+    /// were begun; `key` names the object that is written or deleted after so many.
+    fn drive(
+        &self,
+        work: Workload,
+        seed: u64,
+        more: impl Fn(u64) -> bool,
+        key: &impl Fn(u64) -> String,
+    ) -> Result<(Vec<u32>, u64), String> {
+        let first = self.there(work.bytes);
+        let (begun, written) = (Cell::new(0), Cell::new(0));
         let loops = (0..work.connections).map(|i| {
-            let (begun, more) = (&begun, &more);
+            let (begun, written, more) = (&begun, &written, &more);
             let mut rng = SmallRng::seed_from_u64(seed << 32 | i as u64);
             async move {
                 let mut connection = Connection::open(self.addr, self.s3.clone()).await?;
                 let mut latencies = Vec::new();
                 while more(begun.get()) {
                     let n = begun.replace(begun.get() + 1);
+                    let kind = match work.kind {
+                        Kind::Mix if rng.random_range(0..10) < 7 => Kind::Get,
+                        Kind::Mix => Kind::Put,
+                        kind => kind,
+                    };
                     let at = Instant::now();
-                    if work.put {
-                        let from = rng.random_range(0..self.noise.len() - work.bytes);
-                        let body = self.noise.slice(from..from + work.bytes);
-                        let key = name(work.bytes, first + n);
-                        let (status, _) = connection.send(Method::PUT, Some(&key), body).await?;
-                        status.is_success().then_some(()).ok_or_else(|| format!("PUT {key}: {status}"))?;
-                    } else {
-                        let key = name(work.bytes, rng.random_range(0..first));
-                        let (status, length) = connection.send(Method::GET, Some(&key), Bytes::new()).await?;
-                        if !status.is_success() || length != work.bytes {
-                            return Err(format!("GET {key}: {status}, {length} bytes"));
+                    match kind {
+                        Kind::Put | Kind::Mix => {
+                            let from = rng.random_range(0..self.noise.len() - work.bytes);
+                            let body = self.noise.slice(from..from + work.bytes);
+                            connection
+                                .ask(Method::PUT, Some(&key(written.replace(written.get() + 1))), &[], body)
+                                .await?;
+                        }
+                        Kind::Get => {
+                            let key = name(work.bytes, rng.random_range(0..first));
+                            let length = connection.ask(Method::GET, Some(&key), &[], Bytes::new()).await?;
+                            (length == work.bytes).then_some(()).ok_or_else(|| format!("GET {key}: {length} bytes"))?;
+                        }
+                        Kind::Head => {
+                            let key = name(work.bytes, rng.random_range(0..first));
+                            connection.ask(Method::HEAD, Some(&key), &[], Bytes::new()).await?;
+                        }
+                        Kind::Delete => {
+                            connection.ask(Method::DELETE, Some(&key(n)), &[], Bytes::new()).await?;
+                        }
+                        Kind::List => {
+                            let (prefix, page) = (format!("{}/", work.bytes), PAGE.to_string());
+                            let query = [("list-type", "2"), ("max-keys", page.as_str()), ("prefix", prefix.as_str())];
+                            let length = connection.ask(Method::GET, None, &query, Bytes::new()).await?;
+                            let least = PAGE.min(first as usize) * 50;
+                            (length > least).then_some(()).ok_or_else(|| format!("a page of {length} bytes"))?;
                         }
                     }
                     latencies.push(at.elapsed().as_micros() as u32);
@@ -125,14 +207,11 @@ impl Bucket {
             let all = futures_join(loops.collect());
             tokio::time::timeout(time_limit, all).await.map_err(|_| "requests have not ended within 90 s".to_owned())
         }))?;
-        if work.put {
-            objects.set(first + begun.get());
-        }
         let mut latencies = Vec::new();
         for one in all {
             latencies.extend(one?);
         }
-        Ok(latencies)
+        Ok((latencies, written.get()))
     }
 }
 
@@ -174,11 +253,29 @@ impl Connection {
         Ok(Self { sender, s3 })
     }
 
+    /// The length of the body that came back with success.
+    async fn ask(
+        &mut self,
+        method: Method,
+        key: Option<&str>,
+        query: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<usize, String> {
+        let (status, length) = self.send(method.clone(), key, query, body).await?;
+        if status.is_success() { Ok(length) } else { Err(format!("{method} {}: {status}", key.unwrap_or_default())) }
+    }
+
     /// The status and the length of the body that came back.
-    async fn send(&mut self, method: Method, key: Option<&str>, body: Bytes) -> Result<(StatusCode, usize), String> {
+    async fn send(
+        &mut self,
+        method: Method,
+        key: Option<&str>,
+        query: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<(StatusCode, usize), String> {
         let now = SystemClock.now();
         let payload = if body.is_empty() { Payload::Bytes(b"") } else { Payload::Unsigned };
-        let mut parts = self.s3.request(method, BUCKET, key, &[], &[], payload, now)?;
+        let mut parts = self.s3.request(method, BUCKET, key, query, &[], payload, now)?;
         let target = parts.uri.path_and_query().map_or("/", |p| p.as_str()).to_owned();
         parts.uri = target.parse().map_err(|e| format!("{target}: {e}"))?;
         let failed = |e: hyper::Error| format!("{target}: {e}");

@@ -9,7 +9,9 @@
 //! |---|---|
 //! | [`block`] | `karri storage export` beside qemu-storage-daemon and fio |
 //! | [`virtio`] | the load: a vhost-user front end that drives one virtqueue |
-//! | [`object`] | `karri walrus serve` beside SeaweedFS |
+//! | [`object`] | S3: `karri walrus serve` beside its peers |
+//! | [`peers`] | those, and how each is made durable |
+//! | [`raw`] | the bound: a plain copy between socket and disk |
 //! | [`load`] | the load: S3 requests over kept-alive connections |
 //! | [`server`] | processes that are started, measured and ended |
 //! | [`table`] | medians and how they are printed |
@@ -19,10 +21,13 @@
 mod block;
 mod load;
 mod object;
+mod peers;
+mod raw;
 mod server;
 mod table;
 mod virtio;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -33,7 +38,7 @@ use clap::Parser;
 #[derive(Debug, Clone, Parser)]
 #[command(about = "karri beside its peers: S3 and vhost-user-blk")]
 pub struct Settings {
-    /// `block`, `object`, or nothing for both.
+    /// `block`, `object` (both, where nothing is said), `s3`, `list`.
     what: Vec<String>,
     /// The karri program.
     #[arg(long, default_value = "target/release/karri")]
@@ -41,6 +46,12 @@ pub struct Settings {
     /// SeaweedFS's program.
     #[arg(long, default_value = "weed")]
     weed: PathBuf,
+    /// Garage's program.
+    #[arg(long, default_value = "garage")]
+    garage: PathBuf,
+    /// A Ceph RGW that runs: ADDRESS,ACCESS,SECRET,PID... (the processes whose CPU time counts).
+    #[arg(long)]
+    rgw: Option<String>,
     /// Scratch folder: on the disk that is to be measured.
     #[arg(long, default_value = "target/bench")]
     dir: PathBuf,
@@ -53,6 +64,9 @@ pub struct Settings {
     /// The volume's size in MiB.
     #[arg(long, default_value_t = 2048)]
     volume_mib: u64,
+    /// How many keys `list` makes.
+    #[arg(long, default_value_t = 1_000_000)]
+    keys: u64,
     /// Only the workloads whose name contains this, such as `randwrite`.
     #[arg(long, default_value = "")]
     only: String,
@@ -62,6 +76,9 @@ pub struct Settings {
     /// About one minute for everything.
     #[arg(long)]
     quick: bool,
+    /// With `raw`: where to listen. The suite `s3` starts that by itself.
+    #[arg(long, hide = true)]
+    listen: Option<SocketAddr>,
 }
 
 impl Settings {
@@ -79,16 +96,29 @@ fn main() -> ExitCode {
         eprintln!("{}: {e}", settings.dir.display());
         return ExitCode::FAILURE;
     }
-    let wanted = |name: &str| settings.what.is_empty() || settings.what.iter().any(|w| w == name);
-    let mut failed = false;
-    // Block last: it pins this process to a core.
-    for (name, run) in [("object", object::run as fn(&Settings) -> Result<(), String>), ("block", block::run)] {
-        if wanted(name)
+    if let (Some("raw"), Some(listen)) = (settings.what.first().map(String::as_str), settings.listen) {
+        let served = raw::serve(listen, &settings.dir);
+        return served.map_or_else(|e| failed("raw", &e.to_string()), |()| ExitCode::SUCCESS);
+    }
+    let asked = |name: &str| settings.what.iter().any(|w| w == name);
+    let mut outcome = ExitCode::SUCCESS;
+    // Block after object: it pins this process to a core.
+    for (name, run, by_itself) in [
+        ("object", object::run as fn(&Settings) -> Result<(), String>, true),
+        ("s3", object::everything, false),
+        ("list", object::listing, false),
+        ("block", block::run, true),
+    ] {
+        if (asked(name) || by_itself && settings.what.is_empty())
             && let Err(e) = run(&settings)
         {
-            eprintln!("FAILED {name}: {e}");
-            failed = true;
+            outcome = failed(name, &e);
         }
     }
-    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    outcome
+}
+
+fn failed(name: &str, why: &str) -> ExitCode {
+    eprintln!("FAILED {name}: {why}");
+    ExitCode::FAILURE
 }

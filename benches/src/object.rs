@@ -1,161 +1,158 @@
-//! S3: `karri walrus serve` beside SeaweedFS, both made to answer a PUT only when it is on disk.
+//! S3: `karri walrus serve` beside its peers.
 //!
-//! What SeaweedFS needs for that: `fsync` for the path of its buckets (its volume server then syncs the needle before it
-//! answers), and a store for names that syncs. Its default store, LevelDB, is written without a sync (seen with strace),
-//! so names go to Redis with `appendfsync always`, whose CPU counts as SeaweedFS's. Where there is no Redis, the
-//! default store is used and the server's name says so: karri then promises more than its peer.
+//! | suite | what | servers |
+//! |---|---|---|
+//! | `object` | PUT and GET of 4 KiB and 1 MiB, 1 and 32 at once, on all cores | karri, SeaweedFS; both durable |
+//! | `s3` | PUT, GET, both mixed, HEAD, LIST, DELETE of 4 KiB to 16 MiB, 1, 8 and 64 at once; server and load on a core each | karri, each peer durable and as it comes, and the raw path |
+//! | `list` | a page of 1,000 keys among 10,000 and among `--keys` (1,000,000) | karri |
+//!
+//! karri is durable in all of them. Servers begin anew with each size of objects. The suite `s3` writes at most a GiB a
+//! measurement; with all peers it wants 50 GiB of free space.
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 
 use crate::Settings;
-use crate::load::{ACCESS_KEY, Bucket, SECRET_KEY, Workload};
-use crate::server::{Server, free_port, installed};
+use crate::load::{Bucket, Kind, Workload};
+use crate::peers::{self, Peer};
+use crate::server::{Server, pin_load};
 use crate::table::Results;
 
-const OURS: &str = "karri";
-const WEED: &str = "SeaweedFS";
-const WEED_UNSYNCED: &str = "SeaweedFS names unsynced";
+const SMALL: usize = 4 << 10;
+const LARGE: usize = 1 << 20;
 
-const fn work(put: bool, bytes: usize, connections: usize) -> Workload {
-    Workload { put, bytes, connections }
+/// Workloads that share servers and first objects.
+struct Group {
+    /// Objects there from the beginning: size and number.
+    fill: Vec<(usize, u64)>,
+    workloads: Vec<(String, Workload)>,
 }
 
-const WORKLOADS: [(&str, Workload); 8] = [
-    ("PUT 4 KiB c1", work(true, 4 << 10, 1)),
-    ("PUT 4 KiB c32", work(true, 4 << 10, 32)),
-    ("PUT 1 MiB c1", work(true, 1 << 20, 1)),
-    ("PUT 1 MiB c32", work(true, 1 << 20, 32)),
-    ("GET 4 KiB c1", work(false, 4 << 10, 1)),
-    ("GET 4 KiB c32", work(false, 4 << 10, 32)),
-    ("GET 1 MiB c1", work(false, 1 << 20, 1)),
-    ("GET 1 MiB c32", work(false, 1 << 20, 32)),
-];
-
+/// `object`.
 pub fn run(settings: &Settings) -> Result<(), String> {
+    let mut workloads = Vec::new();
+    for (name, kind) in [("PUT", Kind::Put), ("GET", Kind::Get)] {
+        for bytes in [SMALL, LARGE] {
+            workloads.extend([1, 32].map(|connections| named(name, Workload { kind, bytes, connections })));
+        }
+    }
+    let (small, large) = if settings.quick { (200, 20) } else { (1000, 100) };
+    let group = Group { fill: vec![(SMALL, small), (LARGE, large)], workloads };
+    let mut results = Results::default();
+    measure(settings, &group, &[Peer::Karri, Peer::Weed { durable: true }], false, &mut results)?;
+    let title = format!("S3, durable, medians of {} rounds of {} s", settings.rounds, settings.seconds);
+    results.print(&title, "karri");
+    Ok(())
+}
+
+/// `s3`.
+pub fn everything(settings: &Settings) -> Result<(), String> {
+    pin_load();
+    let servers = [
+        Peer::Karri,
+        Peer::Weed { durable: true },
+        Peer::Weed { durable: false },
+        Peer::Garage { durable: true },
+        Peer::Garage { durable: false },
+        Peer::Rgw,
+        Peer::Raw,
+    ];
+    let mut results = Results::default();
+    for bytes in [SMALL, 64 << 10, LARGE, 16 << 20] {
+        let kinds: &[(&str, Kind)] = match bytes {
+            SMALL => &[
+                ("PUT", Kind::Put),
+                ("GET", Kind::Get),
+                ("mix", Kind::Mix),
+                ("HEAD", Kind::Head),
+                ("LIST", Kind::List),
+                ("DELETE", Kind::Delete),
+            ],
+            _ => &[("PUT", Kind::Put), ("GET", Kind::Get), ("mix", Kind::Mix)],
+        };
+        let mut workloads = Vec::new();
+        for &(name, kind) in kinds {
+            workloads.extend([1, 8, 64].map(|connections| named(name, Workload { kind, bytes, connections })));
+        }
+        let fill = vec![(bytes, ((256 << 20) / bytes as u64).min(2000))];
+        measure(settings, &Group { fill, workloads }, &servers, true, &mut results)?;
+    }
+    let title = format!(
+        "S3, server on one core, load on the other, medians of {} rounds of {} s",
+        settings.rounds, settings.seconds
+    );
+    results.print(&title, "karri");
+    Ok(())
+}
+
+/// `list`.
+pub fn listing(settings: &Settings) -> Result<(), String> {
+    pin_load();
+    let mut results = Results::default();
+    let page = Workload { kind: Kind::List, bytes: 0, connections: 1 };
+    for (label, keys) in [("among 10,000", 10_000), ("among --keys", settings.keys)] {
+        let group = Group { fill: vec![(0, keys)], workloads: vec![(format!("LIST {label}"), page)] };
+        measure(settings, &group, &[Peer::Karri], true, &mut results)?;
+    }
+    results.print(&format!("A page of 1,000 keys, medians of {} rounds", settings.rounds), "karri");
+    Ok(())
+}
+
+fn named(kind: &str, work: Workload) -> (String, Workload) {
+    let size = match work.bytes >> 20 {
+        0 => format!("{} KiB", work.bytes >> 10),
+        mib => format!("{mib} MiB"),
+    };
+    let name = match work.kind {
+        Kind::List => format!("LIST 1,000 c{}", work.connections),
+        _ => format!("{kind} {size} c{}", work.connections),
+    };
+    (name, work)
+}
+
+fn measure(
+    settings: &Settings,
+    group: &Group,
+    peers: &[Peer],
+    pinned: bool,
+    results: &mut Results,
+) -> Result<(), String> {
+    let wanted = |name: &str| name.contains(&settings.only);
+    if !group.workloads.iter().any(|(name, _)| wanted(name)) {
+        return Ok(());
+    }
     let scratch = tempfile::tempdir_in(&settings.dir).map_err(|e| e.to_string())?;
     let folder = scratch.path().canonicalize().map_err(|e| e.to_string())?;
     let mut targets = Vec::new();
-    for (name, program) in [(OURS, &settings.karri), (WEED, &settings.weed)] {
-        if !installed(program) {
-            println!("SKIPPED {name}: {} is not there", program.display());
-            continue;
+    for &peer in peers {
+        if let Some(target) = begin(settings, peer, &folder, pinned)? {
+            for &(bytes, objects) in &group.fill {
+                target.1.fill(bytes, objects).map_err(|e| format!("{}: {e}", target.0.name))?;
+            }
+            targets.push((peer, target));
         }
-        let (server, addr) = if name == OURS { karri(settings, &folder)? } else { weed(settings, &folder)? };
-        let bucket = Bucket::make(addr).map_err(|e| format!("{}: {e}", server.name))?;
-        targets.push((server, bucket));
     }
-    let (small, large) = if settings.quick { (200, 20) } else { (1000, 100) };
-    for (server, bucket) in &targets {
-        let filled = bucket.fill(4 << 10, small).and_then(|()| bucket.fill(1 << 20, large));
-        filled.map_err(|e| format!("{}: {e}", server.name))?;
-    }
-    let mut results = Results::default();
     for round in 0..settings.rounds {
-        for (workload, work) in WORKLOADS.into_iter().filter(|(name, _)| name.contains(&settings.only)) {
+        for (workload, work) in group.workloads.iter().filter(|(name, _)| wanted(name)) {
             // Each server is first in some round.
             targets.rotate_left(1);
-            for (server, bucket) in &targets {
-                let cpu = server.cpu_us();
-                let sample = bucket.run(work, settings.time(), round as u64);
-                let mut sample = sample.map_err(|e| format!("{}, {workload}: {e}", server.name))?;
-                sample.cpu_us = (server.cpu_us() - cpu) as f64 / sample.operations as f64;
+            for (peer, (server, bucket)) in &targets {
+                if !peer.can(work.kind) {
+                    continue;
+                }
+                let sample = bucket.run(*work, settings.time(), round as u64, || server.cpu_us());
+                let sample = sample.map_err(|e| format!("{}, {workload}: {e}", server.name))?;
                 results.add(workload, server.name, sample);
             }
         }
     }
-    let title = format!("S3, durable, medians of {} rounds of {} s", settings.rounds, settings.seconds);
-    results.print(&title, &[OURS, WEED, WEED_UNSYNCED], OURS);
+    for (_, (server, _)) in &targets {
+        results.memory(server.name, server.peak_bytes());
+    }
     Ok(())
 }
 
-fn listens(addr: SocketAddr) -> bool {
-    std::net::TcpStream::connect(addr).is_ok()
-}
-
-fn karri(settings: &Settings, folder: &Path) -> Result<(Server, SocketAddr), String> {
-    let program = settings.karri.canonicalize().map_err(|e| format!("{}: {e}", settings.karri.display()))?;
-    let addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
-    let args =
-        ["walrus", "serve", "--store", &folder.join("karri").display().to_string(), "--listen", &addr.to_string()];
-    let mut args: Vec<String> = args.map(str::to_owned).into();
-    args.extend(["--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY].map(str::to_owned));
-    let mut server = Server::new(OURS);
-    server.spawn(&program, &args, folder, "karri.log")?;
-    server.wait(folder, "karri.log", || listens(addr))?;
-    Ok((server, addr))
-}
-
-/// Redis's server. Debian's redis-tools carries it under another name (the package redis-server would start a service).
-fn redis(folder: &Path) -> Option<PathBuf> {
-    let tool = Path::new("/usr/bin/redis-check-rdb");
-    if tool.exists() {
-        let link = folder.join("redis-server");
-        return std::os::unix::fs::symlink(tool, &link).ok().map(|()| link);
-    }
-    installed(Path::new("redis-server")).then(|| "redis-server".into())
-}
-
-fn weed(settings: &Settings, folder: &Path) -> Result<(Server, SocketAddr), String> {
-    let io = |e: std::io::Error| e.to_string();
-    let program = match settings.weed.components().count() {
-        1 => settings.weed.clone(),
-        _ => settings.weed.canonicalize().map_err(io)?,
-    };
-    std::fs::create_dir_all(folder.join("weed")).map_err(io)?;
-    let keys = format!(
-        r#"{{"identities":[{{"name":"bench","credentials":[{{"accessKey":"{ACCESS_KEY}","secretKey":"{SECRET_KEY}"}}],"actions":["Admin","Read","Write","List","Tagging"]}}]}}"#
-    );
-    std::fs::write(folder.join("s3.json"), keys).map_err(io)?;
-    let redis = redis(folder);
-    let mut server = Server::new(if redis.is_some() { WEED } else { WEED_UNSYNCED });
-    if let Some(redis) = redis {
-        let port = free_port()?;
-        let args =
-            format!("--port {port} --bind 127.0.0.1 --appendonly yes --appendfsync always --dir {}", folder.display());
-        let mut args: Vec<String> = args.split(' ').map(str::to_owned).collect();
-        args.extend(["--save".to_owned(), String::new()]);
-        server.spawn(&redis, &args, folder, "redis.log")?;
-        server.wait(folder, "redis.log", || listens(([127, 0, 0, 1], port).into()))?;
-        let filer = format!(
-            "[leveldb2]\nenabled = false\n[redis2]\nenabled = true\naddress = \"127.0.0.1:{port}\"\ndatabase = 0\n"
-        );
-        std::fs::write(folder.join("filer.toml"), filer).map_err(io)?;
-    }
-    let addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
-    // gRPC ports would be these plus 10,000, which may be taken or too large: each gets its own.
-    let ports: Vec<u16> = (0..7).map(|_| free_port()).collect::<Result<_, _>>()?;
-    let args = format!(
-        "server -dir={0}/weed -ip=127.0.0.1 -ip.bind=127.0.0.1 -s3 -s3.port={1} -s3.config={0}/s3.json -filer \
-         -master.port={2} -master.port.grpc={3} -volume.port={4} -volume.port.grpc={5} -filer.port={6} \
-         -filer.port.grpc={7} -s3.port.grpc={8} -master.volumeSizeLimitMB=1024 -volume.max=50",
-        folder.display(),
-        addr.port(),
-        ports[0],
-        ports[1],
-        ports[2],
-        ports[3],
-        ports[4],
-        ports[5],
-        ports[6],
-    );
-    let mut all = vec![format!("-logdir={}", folder.display())];
-    all.extend(args.split_whitespace().map(str::to_owned));
-    server.spawn(&program, &all, folder, "weed.log")?;
-    server.wait(folder, "weed.log", || listens(addr))?;
-    // Sync what is written below /buckets/ before answering; repeated until the filer is up.
-    server.wait(folder, "weed.log", || {
-        let mut shell = Command::new(&program);
-        shell.arg("shell").arg(format!("-master=127.0.0.1:{}.{}", ports[0], ports[1])).stdin(Stdio::piped());
-        let spawned = shell.current_dir(folder).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-        let Ok(mut child) = spawned else { return false };
-        if let Some(mut input) = child.stdin.take() {
-            let _ = std::io::Write::write_all(&mut input, b"fs.configure -locationPrefix=/buckets/ -fsync -apply\n");
-        }
-        child
-            .wait_with_output()
-            .is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("\"fsync\":  true"))
-    })?;
-    Ok((server, addr))
+fn begin(settings: &Settings, peer: Peer, folder: &Path, pinned: bool) -> Result<Option<(Server, Bucket)>, String> {
+    let Some(started) = peers::start(settings, peer, folder, pinned)? else { return Ok(None) };
+    let bucket = Bucket::make(started.addr, started.key).map_err(|e| format!("{}: {e}", started.server.name))?;
+    Ok(Some((started.server, bucket)))
 }

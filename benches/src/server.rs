@@ -19,12 +19,14 @@ pub struct Server {
     pub name: &'static str,
     pinned: bool,
     children: Vec<Child>,
+    /// Processes that somebody else started.
+    foreign: Vec<u32>,
 }
 
 impl Server {
     /// A server of no process yet, free to use every core.
     pub fn new(name: &'static str) -> Self {
-        Self { name, pinned: false, children: Vec::new() }
+        Self { name, pinned: false, children: Vec::new(), foreign: Vec::new() }
     }
 
     /// A server of no process yet, kept to one core where there are two.
@@ -32,6 +34,25 @@ impl Server {
         let mut server = Self::new(name);
         server.pinned = true;
         server
+    }
+
+    /// Kept to one core, or not.
+    pub fn on(name: &'static str, pinned: bool) -> Self {
+        if pinned { Self::pinned(name) } else { Self::new(name) }
+    }
+
+    /// Counts a process that runs already as one of it.
+    pub fn count(&mut self, pid: u32) {
+        self.foreign.push(pid);
+    }
+
+    fn pids(&self) -> impl Iterator<Item = u32> {
+        self.children.iter().map(Child::id).chain(self.foreign.iter().copied())
+    }
+
+    /// The most memory that its processes had resident, in bytes.
+    pub fn peak_bytes(&self) -> u64 {
+        self.pids().map(peak_bytes).sum()
     }
 
     /// Starts a process of it, output to `log`.
@@ -49,7 +70,7 @@ impl Server {
 
     /// CPU time so far of all its processes, in microseconds.
     pub fn cpu_us(&self) -> u64 {
-        self.children.iter().map(|child| cpu_us(child.id())).sum()
+        self.pids().map(cpu_us).sum()
     }
 
     /// Waits until `ready` says so.
@@ -117,6 +138,12 @@ fn cpu_us(pid: u32) -> u64 {
     // After the name in parentheses: state is field 3, utime 14, stime 15 (proc(5)).
     let fields = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
     fields.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>() * TICK_US
+}
+
+fn peak_bytes(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) << 10
 }
 
 /// A port that is free now.

@@ -21,7 +21,11 @@ pub struct Sample {
 #[derive(Default)]
 pub struct Results {
     workloads: Vec<String>,
+    /// In the order of their first measurement.
+    servers: Vec<&'static str>,
     samples: BTreeMap<(String, &'static str), Vec<Sample>>,
+    /// Most resident bytes of a server.
+    memory: BTreeMap<&'static str, u64>,
 }
 
 impl Results {
@@ -30,11 +34,23 @@ impl Results {
         if !self.workloads.iter().any(|w| w == workload) {
             self.workloads.push(workload.to_owned());
         }
+        if !self.servers.contains(&server) {
+            self.servers.push(server);
+        }
         self.samples.entry((workload.to_owned(), server)).or_default().push(sample);
     }
 
-    /// Prints the medians of each workload, the servers in order, with the ratios of `ours` to each other server.
-    pub fn print(&self, title: &str, servers: &[&'static str], ours: &'static str) {
+    /// Adds how much memory a server took; the most is kept.
+    pub fn memory(&mut self, server: &'static str, bytes: u64) {
+        let most = self.memory.entry(server).or_default();
+        *most = bytes.max(*most);
+    }
+
+    /// Prints the medians of each workload with the ratios of `ours` to each other server: ours first, then the others by
+    /// name.
+    pub fn print(&self, title: &str, ours: &'static str) {
+        let mut servers = self.servers.clone();
+        servers.sort_by_key(|&server| (server != ours, server));
         println!("\n{title}");
         println!(
             "{:<22} {:<22} {:>10} {:>9} {:>9} {:>9}  {:>7} {:>7}  rates of the rounds",
@@ -43,7 +59,7 @@ impl Results {
         for workload in &self.workloads {
             let of = |server| self.samples.get(&(workload.clone(), server));
             let mine = of(ours).map(|samples| median(samples));
-            for &server in servers {
+            for &server in &servers {
                 let Some(samples) = of(server) else { continue };
                 let m = median(samples);
                 let ratio = |a: f64, b: f64| if b > 0.0 { format!("{:.2}", a / b) } else { "-".into() };
@@ -61,6 +77,9 @@ impl Results {
                     rounds.join(" ")
                 );
             }
+        }
+        for (server, bytes) in self.memory.iter().filter(|(_, bytes)| **bytes > 0) {
+            println!("most memory resident: {server:<22} {:>6} MiB", bytes >> 20);
         }
         println!("rate x, CPU x: {ours} divided by that server; more rate and less CPU is better for {ours}");
     }
