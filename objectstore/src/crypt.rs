@@ -73,6 +73,26 @@ impl Secret {
         opened.ok().and_then(|plain| plain[..].try_into().ok()).map(Secret).ok_or(Closed)
     }
 
+    /// Any bytes, sealed with this key: nonce, sealed bytes, tag. `about` as in [`wrap`](Self::wrap).
+    pub fn seal(&self, plain: &[u8], about: &[u8]) -> Vec<u8> {
+        let nonce: [u8; 12] = rand::random();
+        let mut sealed = plain.to_vec();
+        let done =
+            self.key().seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(about), &mut sealed);
+        done.expect("far below AES-GCM's limit of 64 GiB");
+        [&nonce[..], &sealed].concat()
+    }
+
+    /// What [`seal`](Self::seal) sealed.
+    pub fn open(&self, sealed: &[u8], about: &[u8]) -> Result<Vec<u8>, Closed> {
+        let (nonce, rest) = sealed.split_first_chunk::<12>().ok_or(Closed)?;
+        let mut plain = rest.to_vec();
+        let opened = self.key().open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(about), &mut plain);
+        let len = opened.map_err(|_| Closed)?.len();
+        plain.truncate(len);
+        Ok(plain)
+    }
+
     /// The cipher of the body with this salt.
     pub fn body(&self, salt: &[u8; 16]) -> Cipher {
         let mut mac = Hmac::<sha2::Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");

@@ -14,6 +14,7 @@ use prost::Message;
 use tonic::service::Routes;
 use tonic::transport::Channel;
 
+use crate::crypt::Secret;
 use crate::keys::setting;
 use crate::metrics::Metrics;
 use crate::operator::Operator;
@@ -22,6 +23,11 @@ use crate::serve::{Handle, ServeOptions, StartError, master_key, serve};
 
 /// Pauses between attempts to hear from the cloud: from, to.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// The most bytes of one message with every key and policy.
+const KEYS_MAX: usize = 512 << 20;
+/// What the kept keys are authenticated with.
+const ABOUT: &[u8] = b"karri keys";
 
 /// Starts the walrus role.
 pub async fn start(
@@ -38,10 +44,10 @@ pub async fn start(
         what: "the configuration names no cloud under [peers]; Walrus learns its keys there (without a cloud: karri walrus serve)".into(),
     })?;
     let keys = KeyRing::default();
-    if let Some(known) = recall(&meta).await? {
+    let master = master_key(&config.role.state)?;
+    if let Some(known) = recall(&meta, &master).await? {
         fill(&keys, &known);
     }
-    let master = master_key(&config.role.state)?;
     let operator = match &section.settings {
         Some(path) => Operator::read(path)?,
         None => Operator::default(),
@@ -52,11 +58,11 @@ pub async fn start(
         region: config.role.region.clone(),
         metrics: Metrics::register(registry),
         operator,
-        ..ServeOptions::new(section.listen, section.store, meta.clone(), keys.clone(), master)
+        ..ServeOptions::new(section.listen, section.store, meta.clone(), keys.clone(), master.clone())
     };
     let handle = tokio::task::spawn_blocking(move || serve(options)).await;
     let handle = handle.map_err(|e| StartError::Config { what: format!("the start was cut off: {e}") })??;
-    let watch = tokio::spawn(watch(cloud, keys.clone(), meta));
+    let watch = tokio::spawn(watch(cloud, keys.clone(), meta, master));
     Ok(Arc::new(Walrus { handle: Arc::new(handle), keys, watch }))
 }
 
@@ -95,11 +101,11 @@ impl Running for Walrus {
 }
 
 /// Keeps the ring as the cloud says, for ever.
-async fn watch(cloud: Channel, ring: KeyRing, meta: Arc<dyn MetaStore>) {
+async fn watch(cloud: Channel, ring: KeyRing, meta: Arc<dyn MetaStore>, master: Secret) {
     let mut pause = BACK_OFF.0;
     let mut told = false;
     loop {
-        match follow(cloud.clone(), &ring, &meta, &mut pause, &mut told).await {
+        match follow(cloud.clone(), &ring, (&meta, &master), &mut pause, &mut told).await {
             Ok(()) => tracing::debug!(role = "walrus", "the cloud ended the stream of keys"),
             // Once per outage: the known keys go on.
             Err(error) if !told => {
@@ -116,15 +122,16 @@ async fn watch(cloud: Channel, ring: KeyRing, meta: Arc<dyn MetaStore>) {
 async fn follow(
     cloud: Channel,
     ring: &KeyRing,
-    meta: &Arc<dyn MetaStore>,
+    (meta, master): (&Arc<dyn MetaStore>, &Secret),
     pause: &mut Duration,
     told: &mut bool,
 ) -> Result<(), tonic::Status> {
-    let mut stream = IdentityClient::new(cloud).watch_keys(proto::WatchKeysRequest {}).await?.into_inner();
+    let mut identity = IdentityClient::new(cloud).max_decoding_message_size(KEYS_MAX);
+    let mut stream = identity.watch_keys(proto::WatchKeysRequest {}).await?.into_inner();
     while let Some(keys) = stream.message().await? {
         fill(ring, &keys);
         (*pause, *told) = (BACK_OFF.0, false);
-        if let Err(error) = remember(meta, &keys).await {
+        if let Err(error) = remember(meta, master, &keys).await {
             tracing::warn!(role = "walrus", error = %error, "the keys could not be kept for a restart without the cloud");
         }
     }
@@ -137,21 +144,22 @@ fn fill(ring: &KeyRing, keys: &proto::Keys) {
     }
 }
 
-/// The keys last heard, as `C keys`: one field with the gRPC message's bytes.
-async fn remember(meta: &Arc<dyn MetaStore>, keys: &proto::Keys) -> Result<(), MetaError> {
+/// The keys last heard, as `C keys`: one field with the gRPC message's bytes, sealed with the master key, for they hold
+/// every secret.
+async fn remember(meta: &Arc<dyn MetaStore>, master: &Secret, keys: &proto::Keys) -> Result<(), MetaError> {
     let mut record = Writer::new(b'C');
-    record.field(1, &keys.encode_to_vec());
+    record.field(2, &master.seal(&keys.encode_to_vec(), ABOUT));
     meta.commit(Batch::new().put(setting("keys"), record.finish())).await
 }
 
-async fn recall(meta: &Arc<dyn MetaStore>) -> Result<Option<proto::Keys>, MetaError> {
+async fn recall(meta: &Arc<dyn MetaStore>, master: &Secret) -> Result<Option<proto::Keys>, MetaError> {
     let Some(record) = meta.get(setting("keys")).await? else { return Ok(None) };
     let read = || -> Option<proto::Keys> {
-        let (1, bytes) = Fields::open(b'C', &record).ok()?.pull().ok()?? else { return None };
-        proto::Keys::decode(bytes).ok()
+        let (2, sealed) = Fields::open(b'C', &record).ok()?.pull().ok()?? else { return None };
+        proto::Keys::decode(&master.open(sealed, ABOUT).ok()?[..]).ok()
     };
     if read().is_none() {
-        tracing::warn!(role = "walrus", "the keys kept from the last run are damaged; waiting for the cloud's");
+        tracing::warn!(role = "walrus", "the keys kept from the last run do not open; waiting for the cloud's");
     }
     Ok(read())
 }
@@ -165,7 +173,8 @@ mod tests {
     #[tokio::test]
     async fn keys_are_kept_and_inactive_ones_are_not_valid() {
         let meta: Arc<dyn MetaStore> = Arc::new(MemoryStore::new());
-        assert_eq!(recall(&meta).await.unwrap(), None);
+        let master = Secret([7; 32]);
+        assert_eq!(recall(&meta, &master).await.unwrap(), None);
         let key = |id: &str, active| proto::Key {
             access_key_id: id.into(),
             secret_access_key: "s".into(),
@@ -175,8 +184,8 @@ mod tests {
             principal_id: String::new(),
         };
         let keys = proto::Keys { keys: vec![key("A", true), key("B", false)], ..Default::default() };
-        remember(&meta, &keys).await.unwrap();
-        let known = recall(&meta).await.unwrap().unwrap();
+        remember(&meta, &master, &keys).await.unwrap();
+        let known = recall(&meta, &master).await.unwrap().unwrap();
         assert_eq!(known, keys);
         let ring = KeyRing::default();
         fill(&ring, &known);
