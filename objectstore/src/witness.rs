@@ -45,6 +45,13 @@ fn redacted(target: &str) -> Cow<'_, str> {
     format!("{path}?{}", query.split('&').map(hide).collect::<Vec<_>>().join("&")).into()
 }
 
+/// A path's bucket, decoded as it is when it is answered, and its key as it was sent.
+fn names(path: &str) -> Option<(String, &str)> {
+    let decoded = percent_encoding::percent_decode_str(path).decode_utf8().ok()?;
+    let bucket = decoded.split('/').next().unwrap_or_default().to_owned();
+    Some((bucket, path.split_once('/').map_or("", |(_, key)| key)))
+}
+
 fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
     headers.get(name)?.to_str().ok()?.parse().ok()
 }
@@ -54,10 +61,10 @@ impl Witness {
     pub fn of(shared: &Shared, head: &Parts, site: Option<&str>, id: &RequestId, began: Duration) -> Option<Self> {
         let path = head.uri.path().strip_prefix('/')?;
         let (bucket, key) = match site {
-            Some(bucket) => (bucket, path),
-            None => path.split_once('/').unwrap_or((path, "")),
+            Some(bucket) => (bucket.to_owned(), path),
+            None => names(path)?,
         };
-        if bucket.is_empty() || shared.buckets.get(bucket).is_some_and(|known| known.settings.logging.is_none()) {
+        if bucket.is_empty() || shared.buckets.get(&bucket).is_some_and(|known| known.settings.logging.is_none()) {
             return None;
         }
         let query = parse_query(head.uri.query().unwrap_or_default());
@@ -73,7 +80,7 @@ impl Witness {
         let peer = head.extensions.get::<Peer>().copied().unwrap_or_default();
         let target = redacted(head.uri.path_and_query().map_or("/", |target| target.as_str()));
         let entry = Entry {
-            bucket: bucket.to_owned(),
+            bucket,
             time: shared.clock.now().0,
             remote: peer.source.map(|a| a.to_canonical().to_string()).unwrap_or_default(),
             request_id: id.as_str().to_owned(),
@@ -196,5 +203,15 @@ mod tests {
         check("/b/k?acl&x=1", "/b/k?acl&x=1");
         check("/b/k?X-Amz-Date=d&X-Amz-Signature=abc", "/b/k?X-Amz-Date=d&X-Amz-Signature=-redacted-");
         check("/b/k?Signature=a%3D&Expires=1", "/b/k?Signature=-redacted-&Expires=1");
+    }
+
+    #[test]
+    fn an_encoded_bucket_is_the_bucket() {
+        for (path, want) in
+            [("b/k", ("b", "k")), ("%62/a%20b/c", ("b", "a%20b/c")), ("b", ("b", "")), ("b%2Fk", ("b", ""))]
+        {
+            assert_eq!(names(path), Some((want.0.to_owned(), want.1)));
+        }
+        assert_eq!(names("%ff/k"), None);
     }
 }
