@@ -89,67 +89,54 @@ impl Caller {
     }
 }
 
-/// EC2's parameters that name resources, and what kinds these are.
-const EC2_PARAMETERS: &[(&str, &str)] = &[
-    ("InstanceId", "instance"),
-    ("VolumeId", "volume"),
-    ("ImageId", "image"),
-    ("KeyName", "key-pair"),
-    ("KeyPairId", "key-pair"),
-    ("ResourceId", ""),
-];
+/// A tag that a request gives to something.
+#[derive(Debug)]
+pub struct Given<'t> {
+    /// EC2's kind of what is tagged, from `TagSpecification.N.ResourceType`; none: what the request is about.
+    kind: Option<&'t str>,
+    key: &'t str,
+    value: &'t str,
+}
 
-/// The resources that an EC2 request is about, by its parameters; `*` for those that describe, as in AWS.
-pub fn ec2_resources(action: &str, tree: &Tree, region: &str, account: &AccountId) -> Vec<String> {
-    if action.starts_with("Describe") {
-        return vec!["*".into()];
-    }
-    let arn = |kind: &str, id: &str| {
-        let owner = if kind == "image" { "" } else { account.as_str() };
-        format!("arn:aws:ec2:{region}:{owner}:{kind}/{id}")
-    };
+/// The tags of `TagSpecification.1.Tag.2.Key`, `Tag.1.Key`, `Tags.member.1.Key` and their values.
+pub fn tags_given(tree: &Tree) -> Vec<Given<'_>> {
     let mut out = Vec::new();
-    for (name, kind) in EC2_PARAMETERS {
-        for value in tree.peek(name) {
-            let kind = if kind.is_empty() { kind_of(value) } else { *kind };
-            out.push(arn(kind, value));
-        }
-    }
-    match action {
-        "RunInstances" => out.extend([arn("instance", "*"), arn("volume", "*")]),
-        "CreateVolume" => out.push(arn("volume", "*")),
-        "RegisterImage" => out.push(arn("image", "*")),
-        _ => {}
-    }
-    if out.is_empty() {
-        out.push("*".into());
+    for (name, key) in tree.flat() {
+        let Some(stem) = name.strip_suffix(".Key").filter(|stem| stem.contains("Tag")) else { continue };
+        let mut parts = stem.split('.');
+        let kind = match (parts.next(), parts.next()) {
+            (Some("TagSpecification"), Some(n)) => tree.at(&format!("TagSpecification.{n}.ResourceType")),
+            _ => None,
+        };
+        out.push(Given { kind, key, value: tree.at(&format!("{stem}.Value")).unwrap_or_default() });
     }
     out
 }
 
-fn kind_of(id: &str) -> &'static str {
-    match id.split('-').next() {
-        Some("i") => "instance",
-        Some("vol") => "volume",
-        Some("ami" | "aki" | "ari") => "image",
-        Some("key") => "key-pair",
-        Some("snap") => "snapshot",
-        _ => "*",
+/// Adds the tags that go to this kind of resource (`""`: to any), and says whether there are some. Condition keys do not
+/// tell case apart, so no two tags of one resource may differ in nothing else: one would be judged, the other kept.
+///
+/// # Errors
+/// `InvalidParameterValue`.
+pub fn tags_context(context: &mut Context, tags: &[Given<'_>], kind: &str) -> ApiResult<bool> {
+    let mut keys: Vec<(Option<&str>, String)> = Vec::new();
+    for tag in tags.iter().filter(|tag| kind.is_empty() || tag.kind.is_none_or(|k| k == kind)) {
+        let place = (tag.kind.filter(|_| kind.is_empty()), tag.key.to_lowercase());
+        if keys.contains(&place) {
+            return Err(ApiError::new(
+                Code::InvalidParameterValue,
+                format!("Duplicate tag key '{}' specified: keys must differ in more than case.", tag.key),
+            ));
+        }
+        keys.push(place);
+        context.add("aws:TagKeys", tag.key);
+        context.text(&format!("aws:RequestTag/{}", tag.key), tag.value);
     }
+    Ok(!keys.is_empty())
 }
 
-/// The condition keys of a request's parameters: tags, and what EC2's policies ask for most.
+/// The condition keys of a request's parameters that policies ask for most.
 pub fn parameters_context(context: &mut Context, tree: &Tree) {
-    for (name, value) in tree.flat() {
-        // TagSpecification.1.Tag.2.Key, Tag.1.Key, Tags.member.1.Key
-        let Some(stem) = name.strip_suffix(".Key") else { continue };
-        if stem.contains("Tag") {
-            context.add("aws:TagKeys", value);
-            if let Some(tag) = tree.at(&format!("{stem}.Value")) {
-                context.text(&format!("aws:RequestTag/{value}"), tag);
-            }
-        }
-    }
     for (parameter, key) in [("InstanceType", "ec2:InstanceType"), ("Encrypted", "ec2:Encrypted")] {
         if let Some(value) = tree.at(parameter) {
             context.text(key, value);

@@ -31,6 +31,8 @@ pub mod sts;
 pub mod told;
 
 #[cfg(test)]
+mod escalation_tests;
+#[cfg(test)]
 mod oidc_tests;
 #[cfg(test)]
 mod tests;

@@ -113,9 +113,11 @@ fn tags(given: &[sts::Tag]) -> ApiResult<BTreeMap<String, String>> {
         if tag.key.is_empty() || tag.key.chars().count() > 128 || tag.value.chars().count() > 256 {
             return Err(invalid("Tag keys have 1 to 128 characters, values up to 256"));
         }
-        if out.insert(tag.key.clone(), tag.value.clone()).is_some() {
+        // As condition keys, which do not tell case apart.
+        if out.keys().any(|known: &String| known.eq_ignore_ascii_case(&tag.key)) {
             return Err(invalid(format!("Duplicate tag key {}", tag.key)));
         }
+        out.insert(tag.key.clone(), tag.value.clone());
     }
     match out.len() {
         0..=50 => Ok(out),
@@ -198,6 +200,20 @@ fn assume_role(call: &Call<'_>, r: &sts::AssumeRoleRequest) -> ApiResult<sts::As
     if who.kind == Kind::Root {
         return Err(ApiError::new(Code::AccessDenied, "Roles may not be assumed by root accounts."));
     }
+    if matches!(who.kind, Kind::Federated) {
+        return Err(ApiError::new(Code::AccessDenied, "Cannot call AssumeRole with federation credentials"));
+    }
+    if !r.transitive_tag_keys.is_empty() {
+        return Err(ApiError::unsupported("TransitiveTagKeys"));
+    }
+    // Whoever a chain of roles began with stays named to its end.
+    let source_identity = match (who.keys.get("aws:SourceIdentity"), &r.source_identity) {
+        (Some([known]), Some(asked)) if known != asked => {
+            return Err(ApiError::new(Code::AccessDenied, "SourceIdentity cannot be changed by role chaining"));
+        }
+        (Some([known]), _) => Some(known.clone()),
+        (_, asked) => asked.clone(),
+    };
     let state = call.directory.state();
     let role = arn.account.parse().ok().and_then(|account| {
         let name = arn.resource.strip_prefix("role/")?.rsplit('/').next()?;
@@ -209,20 +225,23 @@ fn assume_role(call: &Call<'_>, r: &sts::AssumeRoleRequest) -> ApiResult<sts::As
     if let Some(id) = &r.external_id {
         context.text("sts:ExternalId", id.as_str());
     }
-    if let Some(source) = &r.source_identity {
+    if let Some(source) = &source_identity {
         context.text("sts:SourceIdentity", source.as_str());
     }
     if !given_tags.is_empty() {
         context.texts("aws:TagKeys", given_tags.keys().cloned());
-        context.texts("sts:TransitiveTagKeys", r.transitive_tag_keys.iter().cloned());
     }
     for (key, value) in &given_tags {
         context.text(&format!("aws:RequestTag/{key}"), value.as_str());
     }
     let mut actions = vec!["sts:AssumeRole"];
     actions.extend((!given_tags.is_empty()).then_some("sts:TagSession"));
-    actions.extend(r.source_identity.as_ref().map(|_| "sts:SetSourceIdentity"));
+    actions.extend(source_identity.as_ref().map(|_| "sts:SetSourceIdentity"));
     let role: &Role = role.ok_or_else(|| call.caller.refused("sts:AssumeRole", &r.role_arn, ""))?;
+    for (key, value) in &role.tags {
+        context.text(&format!("aws:ResourceTag/{key}"), value.as_str());
+        context.text(&format!("iam:ResourceTag/{key}"), value.as_str());
+    }
     for action in actions {
         trusted(call, role, action, &r.role_arn, &context)?;
     }
@@ -231,7 +250,7 @@ fn assume_role(call: &Call<'_>, r: &sts::AssumeRoleRequest) -> ApiResult<sts::As
     let most = if is_chained { 3600 } else { role.session_seconds_max };
     let seconds = seconds(r.duration_seconds, 3600.min(most), 900, most)?;
     let mut keys = BTreeMap::new();
-    if let Some(source) = &r.source_identity {
+    if let Some(source) = &source_identity {
         keys.insert("aws:SourceIdentity".to_owned(), source.clone());
     }
     let with = With { policies: policies(call, r.policy.as_ref(), &r.policy_arns)?, tags: given_tags, keys };
@@ -244,7 +263,7 @@ fn assume_role(call: &Call<'_>, r: &sts::AssumeRoleRequest) -> ApiResult<sts::As
             assumed_role_id: Some(format!("{}:{name}", role.id)),
         }),
         credentials: Some(credentials(call, of, seconds, with)),
-        source_identity: r.source_identity.clone(),
+        source_identity,
         ..Default::default()
     })
 }

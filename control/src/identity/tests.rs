@@ -39,7 +39,7 @@ pub(super) async fn world() -> World {
     World { directory, clock, meta }
 }
 
-type Key<'a> = (&'a str, &'a str);
+pub(super) type Key<'a> = (&'a str, &'a str);
 
 impl World {
     pub(super) fn caller(&self, (id, token): Key<'_>) -> Result<Caller, String> {
@@ -77,7 +77,7 @@ impl World {
         let e = self.iam(key, action, params).await.expect_err(action);
         assert!(e.starts_with(code), "{action} {params:?}: {e}");
     }
-    async fn user(&self, name: &str) -> (String, String) {
+    pub(super) async fn user(&self, name: &str) -> (String, String) {
         self.fine("CreateUser", &[("UserName", name)]).await;
         let key = self.fine("CreateAccessKey", &[("UserName", name)]).await;
         (text(&key, "AccessKeyId"), String::new())
@@ -95,7 +95,7 @@ pub(super) fn allow(action: &str, resource: &str) -> String {
     )
 }
 
-fn key(owned: &(String, String)) -> Key<'_> {
+pub(super) fn key(owned: &(String, String)) -> Key<'_> {
     (&owned.0, &owned.1)
 }
 
@@ -254,7 +254,12 @@ async fn listings_are_paged() {
     assert!(e.starts_with("EntityAlreadyExists"), "{e}");
 }
 
-async fn session(w: &World, by: Key<'_>, action: &str, params: &[(&str, &str)]) -> Result<(String, String), String> {
+pub(super) async fn session(
+    w: &World,
+    by: Key<'_>,
+    action: &str,
+    params: &[(&str, &str)],
+) -> Result<(String, String), String> {
     let xml = w.ask(by, "sts", action, params).await?;
     Ok((text(&xml, "AccessKeyId"), text(&xml, "SessionToken")))
 }

@@ -9,6 +9,7 @@ pub mod filter;
 pub mod images;
 pub mod instance_types;
 pub mod instances;
+mod judge;
 pub mod key_pairs;
 pub mod page;
 pub mod regions;
@@ -36,7 +37,6 @@ use super::records::{Instance, Tags, Token, Volume};
 use super::store::Txn;
 use crate::audit::Trail;
 use crate::identity::Directory;
-use crate::identity::authorize::{ec2_resources, parameters_context};
 
 /// A signed request being answered.
 pub struct Call<'a> {
@@ -188,15 +188,11 @@ impl Api for Cloud {
         if service != "ec2" {
             return crate::identity::alone::act(&self.directory, service, action, tree, &caller, request_id).await;
         }
-        let resources = ec2_resources(action, tree, &self.region, caller.account());
-        let mut context = caller.context();
-        context.text("ec2:Region", self.region.as_str());
-        parameters_context(&mut context, tree);
-        caller.may(&format!("ec2:{action}"), &resources, &context)?;
+        self.judge(&caller, action, tree)?;
         // The cloud reads an image's object itself, whoever asked: not for one who may not read it.
         if let Some(location) = tree.at("ImageLocation").filter(|_| action == "RegisterImage") {
             let object = format!("arn:aws:s3:::{}", location.trim_start_matches('/'));
-            caller.may("s3:GetObject", &[object], &context)?;
+            caller.may("s3:GetObject", &[object], &caller.context())?;
         }
         let call = Call { cloud: self, key: caller.key, request_id: request_id.to_owned(), version, host };
         ec2_action(&call, action, tree).await

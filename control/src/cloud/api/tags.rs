@@ -35,8 +35,14 @@ pub fn checked(tag: &ec2::Tag) -> ApiResult<(String, String)> {
     Ok((key, value))
 }
 
-/// Refuses more tags than a resource may have.
+/// Refuses more tags than a resource may have, and keys that differ only in case: policies do not tell them apart.
 pub fn count_checked(tags: &Tags) -> ApiResult<()> {
+    let mut keys: Vec<String> = tags.keys().map(|key| key.to_lowercase()).collect();
+    keys.sort_unstable();
+    if let Some(twice) = keys.windows(2).find(|pair| pair[0] == pair[1]) {
+        let message = format!("Duplicate tag key '{}' specified: keys must differ in more than case.", twice[0]);
+        return Err(ApiError::new(Code::InvalidParameterValue, message));
+    }
     if tags.len() > TAGS_MAX {
         let message = format!("A resource can have at most {TAGS_MAX} tags.");
         return Err(ApiError::new(Code::TagLimitExceeded, message));

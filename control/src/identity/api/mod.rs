@@ -16,11 +16,11 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use karri_base::aws::arn::Arn;
-use karri_base::aws::policy::{Policy, PolicyError, Use};
+use karri_base::aws::policy::{Context, Policy, PolicyError, Use};
 use karri_base::id::AccountId;
 
 use super::Directory;
-use super::authorize::{Caller, parameters_context};
+use super::authorize::{Caller, parameters_context, tags_context, tags_given};
 use super::records::{Policies, Tags, named};
 use super::state::State;
 use crate::cloud::error::{ApiError, ApiResult, Code};
@@ -228,23 +228,60 @@ fn authorize(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<()> {
     let resource = resource.unwrap_or_else(|| user(&own()));
     let mut context = call.caller.context();
     parameters_context(&mut context, tree);
-    call.caller.may(&format!("iam:{name}"), &[resource], &context)?;
-    // Who renames needs the permission for the new name too; who gives a role away must be allowed to pass it.
+    let is_tagged = tags_context(&mut context, &tags_given(tree), "")?;
+    known_context(&mut context, &state, call, &resource);
+    call.caller.may(&format!("iam:{name}"), std::slice::from_ref(&resource), &context)?;
+    // Who makes something with tags must be allowed to tag it.
+    if let Some(kind) = name.strip_prefix("Create").filter(|_| is_tagged) {
+        call.caller.may(&format!("iam:Tag{kind}"), std::slice::from_ref(&resource), &context)?;
+    }
+    // Who renames or moves needs the permission for the new name too; who gives a role away must be allowed to pass it.
     let (new_name, kind) = match name {
         "UpdateUser" => ("NewUserName", "user"),
         "UpdateGroup" => ("NewGroupName", "group"),
         "AddRoleToInstanceProfile" => ("RoleName", "role"),
         _ => return Ok(()),
     };
-    let Some(new) = parameter(new_name) else { return Ok(()) };
+    let new = parameter(new_name);
     if kind == "role" {
+        let Some(new) = new else { return Ok(()) };
         let known = state.roles.get(&named(account, &new)).map(|r| r.arn());
         let resource = known.unwrap_or_else(|| arn(format!("role/{new}")));
         context.text("iam:PassedToService", "ec2.amazonaws.com");
         return call.caller.may("iam:PassRole", &[resource], &context);
     }
-    let path = parameter("NewPath").filter(|p| p.starts_with('/')).unwrap_or_else(|| "/".into());
-    call.caller.may(&format!("iam:{name}"), &[arn(format!("{kind}{path}{new}"))], &context)
+    let new_path = parameter("NewPath").filter(|p| p.starts_with('/'));
+    if new.is_none() && new_path.is_none() {
+        return Ok(());
+    }
+    // `arn:aws:iam::ACCOUNT:user/path/name`: what is not given anew stays.
+    let after = resource.split_once(&format!(":{kind}")).map_or("/", |(_, rest)| rest);
+    let (old_path, old_name) = after.split_at(after.rfind('/').map_or(0, |at| at + 1));
+    let target = format!("{kind}{}{}", new_path.as_deref().unwrap_or(old_path), new.as_deref().unwrap_or(old_name));
+    call.caller.may(&format!("iam:{name}"), &[arn(target)], &context)
+}
+
+/// Adds the tags and the boundary of the user, role or policy that a request is about.
+fn known_context(context: &mut Context, state: &State, call: &Call<'_>, resource: &str) {
+    let Ok(arn) = resource.parse::<Arn>() else { return };
+    let Some((kind, rest)) = arn.resource.split_once('/') else { return };
+    let key = call.key(rest.rsplit('/').next().unwrap_or_default());
+    let (tags, boundary) = match kind {
+        "user" => state.users.get(&key).map(|u| (&u.tags, u.boundary.as_ref())),
+        "role" => state.roles.get(&key).map(|r| (&r.tags, r.boundary.as_ref())),
+        "policy" => state.policies.get(&key).map(|p| (&p.tags, None)),
+        "instance-profile" => state.profiles.get(&key).map(|p| (&p.tags, None)),
+        _ => None,
+    }
+    .unzip();
+    for (key, value) in tags.into_iter().flatten() {
+        context.text(&format!("aws:ResourceTag/{key}"), value.as_str());
+        context.text(&format!("iam:ResourceTag/{key}"), value.as_str());
+    }
+    // Where a boundary is being set, the new one counts.
+    if let Some(boundary) = boundary.flatten().filter(|_| context.get("iam:PermissionsBoundary").is_none()) {
+        context.text("iam:PermissionsBoundary", boundary.as_str());
+    }
 }
 
 /// `InvalidAction`, or that it is AWS's but not served here.
@@ -341,8 +378,12 @@ fn checked_path(path: Option<&str>) -> ApiResult<String> {
 
 /// Adds tags, checked.
 fn add_tags(tags: &mut Tags, new: &[iam::Tag]) -> ApiResult<()> {
-    for tag in new {
+    for (at, tag) in new.iter().enumerate() {
         let key = tag.key.as_deref().unwrap_or("");
+        if new[..at].iter().any(|other| other.key.as_deref().is_some_and(|k| k.eq_ignore_ascii_case(key))) {
+            let message = "Duplicate tag keys found. Please note that Tag keys are case insensitive.";
+            return Err(ApiError::new(Code::InvalidInput, message));
+        }
         let value = tag.value.as_deref().unwrap_or("");
         if key.is_empty() || key.chars().count() > 128 || value.chars().count() > 256 {
             return Err(invalid("Tag keys have 1 to 128 characters, values up to 256"));

@@ -100,6 +100,9 @@ pub(super) fn create(
         return Err(limit("Cannot exceed quota for PoliciesPerAccount: 1500"));
     }
     checked_document(&r.policy_document, Use::Managed)?;
+    if r.description.as_ref().is_some_and(|text| text.chars().count() > 1000) {
+        return Err(invalid("The description has more than 1000 characters"));
+    }
     let now = call.now_us();
     let policy = Managed {
         account: call.account().clone(),
@@ -404,9 +407,10 @@ fn put(state: &mut State, call: &Call<'_>, holder: Holder<'_>, name: &str, docum
     checked_document(document, purpose)?;
     let policies = holder.policies_mut(state, call)?;
     policies.inline.insert(name.to_owned(), document.to_owned());
-    // The quota is for all inline policies of one together.
+    // The quota is for all inline policies of one together; white space does not count, within reason.
     let size: usize = policies.inline.values().map(|text| purpose.size(text)).sum();
-    match size <= purpose.size_max() {
+    let raw: usize = policies.inline.values().map(String::len).sum();
+    match size <= purpose.size_max() && raw <= purpose.raw_max() {
         true => Ok(Done),
         false => Err(limit(format!("Maximum policy size of {} bytes exceeded", purpose.size_max()))),
     }

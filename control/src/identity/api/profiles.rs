@@ -33,6 +33,9 @@ pub(super) fn create(
     if state.profiles.contains_key(&call.key(name)) {
         return Err(exists("Instance Profile", name));
     }
+    if own(&state.profiles, call).count() >= 1000 {
+        return Err(limit("Cannot exceed quota for InstanceProfilesPerAccount: 1000"));
+    }
     let profile = Profile {
         account: call.account().clone(),
         name: name.to_owned(),

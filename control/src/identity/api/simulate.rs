@@ -6,6 +6,11 @@ use karri_base::aws::policy::{Context, Decision, Identity, Principal, Request, T
 
 use super::*;
 
+/// The most questions of one request, over all its pages.
+const QUESTIONS_MAX: usize = 100_000;
+/// Bytes of policy that one page of answers may have looked at.
+const LOOKED_AT_MAX: usize = 4 << 20;
+
 /// Whose keys follow from who asks.
 const OF_PRINCIPAL: &[&str] = &[
     "aws:principalarn",
@@ -33,6 +38,8 @@ struct Asked<'r> {
     owner: Option<&'r String>,
     marker: Option<&'r String>,
     max: Option<i32>,
+    /// Of all policies together.
+    bytes: usize,
 }
 
 fn simulate(asked: &Asked<'_>) -> ApiResult<iam::SimulatePolicyResponse> {
@@ -61,41 +68,49 @@ fn simulate(asked: &Asked<'_>) -> ApiResult<iam::SimulatePolicyResponse> {
     let everything = ["*".to_owned()];
     let resources = if asked.resources.is_empty() { &everything[..] } else { asked.resources };
     let target = Target { owner: owner.as_ref(), policy: policy.as_ref(), ..Target::default() };
-    let mut results = Vec::new();
-    for action in asked.actions {
-        if !action.contains(':') || action.contains('*') {
-            return Err(ApiError::new(Code::InvalidInput, format!("Invalid Action: {action}")));
-        }
-        for resource in resources {
-            let decision = decide(&asked.identity, &target, &Request { action, resource, context: &context });
-            use iam::PolicyEvaluationDecisionType as Says;
-            let says = match decision {
-                Decision::Allowed => Says::Allowed,
-                Decision::ExplicitDeny(_) => Says::ExplicitDeny,
-                Decision::ImplicitDeny(_) => Says::ImplicitDeny,
-            };
-            let by_boundary = boundary.as_ref().map(|boundary| {
-                let alone = Identity::new(asked.identity.principal.clone(), vec![boundary.clone()]);
-                let request = Request { action, resource, context: &context };
-                iam::PermissionsBoundaryDecisionDetail {
-                    allowed_by_permissions_boundary: Some(decide(&alone, &Target::default(), &request).is_allowed()),
-                }
-            });
-            results.push(iam::EvaluationResult {
-                eval_action_name: Some(action.clone()),
-                eval_decision: Some(says),
-                eval_resource_name: Some(resource.clone()),
-                matched_statements: Some(Vec::new()),
-                missing_context_values: Some(missing.clone()),
-                permissions_boundary_decision_detail: by_boundary,
-                ..Default::default()
-            });
-        }
+    let input = |why: String| ApiError::new(Code::InvalidInput, why);
+    if let Some(wrong) = asked.actions.iter().find(|a| !a.contains(':') || a.contains('*') || a.len() > 128) {
+        return Err(input(format!("Invalid Action: {}", wrong.chars().take(128).collect::<String>())));
     }
-    let keyed = results.into_iter().enumerate().map(|(at, r)| (format!("{at:06}"), r));
-    let page = page(keyed, asked.marker.map(String::as_str), asked.max)?;
+    if resources.iter().any(|r| r.len() > 2048) {
+        return Err(input("A resource has at most 2048 characters".into()));
+    }
+    if asked.actions.len().saturating_mul(resources.len()) > QUESTIONS_MAX {
+        return Err(input(format!("Actions times resources are at most {QUESTIONS_MAX}: ask in several requests")));
+    }
+    // Only the page that is asked for is decided, and the longer the policies, the shorter it is.
+    let max = asked.max.unwrap_or(100).min((LOOKED_AT_MAX / asked.bytes.max(1)).clamp(1, 1000) as i32);
+    let questions = asked.actions.iter().flat_map(|action| resources.iter().map(move |resource| (action, resource)));
+    let keyed = questions.enumerate().map(|(at, question)| (format!("{at:06}"), question));
+    let page = page(keyed, asked.marker.map(String::as_str), Some(max))?;
+    let mut results = Vec::with_capacity(page.items.len());
+    for (action, resource) in page.items {
+        let decision = decide(&asked.identity, &target, &Request { action, resource, context: &context });
+        use iam::PolicyEvaluationDecisionType as Says;
+        let says = match decision {
+            Decision::Allowed => Says::Allowed,
+            Decision::ExplicitDeny(_) => Says::ExplicitDeny,
+            Decision::ImplicitDeny(_) => Says::ImplicitDeny,
+        };
+        let by_boundary = boundary.as_ref().map(|boundary| {
+            let alone = Identity::new(asked.identity.principal.clone(), vec![boundary.clone()]);
+            let request = Request { action, resource, context: &context };
+            iam::PermissionsBoundaryDecisionDetail {
+                allowed_by_permissions_boundary: Some(decide(&alone, &Target::default(), &request).is_allowed()),
+            }
+        });
+        results.push(iam::EvaluationResult {
+            eval_action_name: Some(action.clone()),
+            eval_decision: Some(says),
+            eval_resource_name: Some(resource.clone()),
+            matched_statements: Some(Vec::new()),
+            missing_context_values: Some(missing.clone()),
+            permissions_boundary_decision_detail: by_boundary,
+            ..Default::default()
+        });
+    }
     Ok(iam::SimulatePolicyResponse {
-        evaluation_results: page.items,
+        evaluation_results: results,
         is_truncated: page.is_truncated,
         marker: page.marker,
     })
@@ -130,7 +145,9 @@ pub(super) fn custom(
     };
     let mut identity = Identity::new(who, parse_all(&r.policy_input_list)?);
     identity.boundary = boundary(&r.permissions_boundary_policy_input_list)?;
+    let texts = r.policy_input_list.iter().chain(&r.permissions_boundary_policy_input_list).chain(&r.resource_policy);
     simulate(&Asked {
+        bytes: texts.map(String::len).sum(),
         identity,
         actions: &r.action_names,
         resources: &r.resource_arns,
@@ -178,7 +195,9 @@ pub(super) fn principal(
         [] => parse_all(&own_boundary.into_iter().collect::<Vec<_>>())?.pop(),
         texts => boundary(texts)?,
     };
+    let texts = documents.iter().chain(&r.permissions_boundary_policy_input_list).chain(&r.resource_policy);
     simulate(&Asked {
+        bytes: texts.map(String::len).sum(),
         identity,
         actions: &r.action_names,
         resources: &r.resource_arns,

@@ -320,6 +320,9 @@ impl Known {
             identity.principal = Principal::federated_user(&account, name);
             identity.principal.tags = tags;
         }
+        // A session's tags replace the role's, whatever their case.
+        let is_given = |key: &String| session.tags.keys().any(|given| given.eq_ignore_ascii_case(key));
+        identity.principal.tags.retain(|key, _| !is_given(key));
         identity.principal.tags.extend(session.tags.clone());
         identity.principal.keys.moment("aws:TokenIssueTime", UnixMicros(session.issued_us));
         for (key, value) in &session.keys {

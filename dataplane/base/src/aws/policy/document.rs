@@ -41,6 +41,13 @@ impl Use {
             Self::Simulated => 131_072,
         }
     }
+    /// The most bytes with all white space: what a tenant can make everyone keep and send stays bounded.
+    pub fn raw_max(self) -> usize {
+        match self {
+            Self::Simulated => 2 * self.size_max(),
+            _ => 8 * self.size_max(),
+        }
+    }
     /// How long a text is, as [`Use::size_max`] counts.
     pub fn size(self, text: &str) -> usize {
         match self {
@@ -157,7 +164,7 @@ impl Policy {
     /// ```
     pub fn parse(text: &str, purpose: Use) -> Result<Self, PolicyError> {
         let max = purpose.size_max();
-        if purpose.size(text) > max || text.len() > 2 * 131_072 {
+        if purpose.size(text) > max || text.len() > purpose.raw_max() {
             return Err(PolicyError::TooLarge { max });
         }
         if !text.trim_start().starts_with('{') {
