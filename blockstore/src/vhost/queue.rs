@@ -43,6 +43,9 @@ use crate::virtio::memory::{GuestMemory, Region};
 use crate::virtio::ring::{Addresses, Ring, RingError};
 use crate::volume::Volume;
 
+/// Turns without a pause after which a queue lets others have the core.
+const TURNS: u32 = 8;
+
 /// Counters of a device's queues, readable from any thread.
 #[derive(Debug, Default)]
 pub struct QueueStats {
@@ -278,14 +281,20 @@ impl<V: Volume> Queue<V> {
     }
 
     async fn serve(self: &Rc<Self>) {
+        let mut turns = 0;
         loop {
-            if self.turn() {
-                continue;
-            }
-            if self.stopping.get() && self.state.borrow().running == 0 {
+            let worked = self.turn();
+            if !worked && self.stopping.get() && self.state.borrow().running == 0 {
                 return;
             }
-            if !self.rearm() {
+            if worked || self.rearm() {
+                // A driver that always has more, answered at once, must not keep the core from everyone else.
+                turns = (turns + 1) % TURNS;
+                if turns == 0 {
+                    karri_engine::yield_now().await;
+                }
+            } else {
+                turns = 0;
                 self.sleep().await;
             }
         }

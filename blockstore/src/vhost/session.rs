@@ -11,7 +11,7 @@
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, mpsc as std_mpsc};
+use std::sync::{Arc, Mutex, Weak, mpsc as std_mpsc};
 
 use futures_channel::mpsc;
 use vhost::vhost_user::message::{
@@ -42,6 +42,7 @@ pub(super) fn serve(stream: UnixStream, device: Arc<Device>, core: mpsc::Unbound
         protocol: 0,
         inflight: None,
         pinner: None,
+        wanted: Vec::new(),
     };
     let session = Arc::new(Mutex::new(session));
     let mut handler = BackendReqHandler::from_stream(stream, session.clone());
@@ -70,7 +71,9 @@ struct Session {
     protocol: u64,
     inflight: Option<(File, VhostUserInflight)>,
     /// Pins regions, one after the other, while requests go on.
-    pinner: Option<std_mpsc::Sender<Arc<Region>>>,
+    pinner: Option<std_mpsc::Sender<(Arc<Region>, Weak<()>)>>,
+    /// What of the table the pinner was given; it stops at what is taken away again.
+    wanted: Vec<(Arc<Region>, Arc<()>)>,
 }
 
 #[derive(Default)]
@@ -87,12 +90,14 @@ struct Queue {
 }
 
 /// A thread that pins regions and lends them to the core, until the sender is gone or something cannot be pinned.
-fn pinner(core: mpsc::UnboundedSender<Command>) -> std_mpsc::Sender<Arc<Region>> {
-    let (send, receive) = std_mpsc::channel::<Arc<Region>>();
+fn pinner(core: mpsc::UnboundedSender<Command>) -> std_mpsc::Sender<(Arc<Region>, Weak<()>)> {
+    let (send, receive) = std_mpsc::channel::<(Arc<Region>, Weak<()>)>();
     let work = move || {
-        for region in receive {
-            // Nobody else has it: it was taken away again.
-            let wanted = || Arc::strong_count(&region) > 1;
+        for (region, wanted) in receive {
+            let wanted = || wanted.strong_count() > 0;
+            if !wanted() {
+                continue;
+            }
             let pinned = region.pin(|pinned| {
                 let lend = Command::Lend { region: region.clone(), pinned };
                 core.unbounded_send(lend).is_ok() && wanted()
@@ -135,9 +140,14 @@ impl Session {
         if self.device.pins() {
             let known = |region: &Arc<Region>| self.regions.iter().any(|r| Arc::ptr_eq(r, region));
             let new: Vec<_> = regions.iter().filter(|r| !known(r)).cloned().collect();
+            self.wanted.retain(|(region, _)| regions.iter().any(|r| Arc::ptr_eq(r, region)));
             let pinner = self.pinner.get_or_insert_with(|| pinner(self.core.clone()));
-            // A pinner that could not start or has given up: requests go on as they do without.
-            new.into_iter().for_each(|region| drop(pinner.send(region)));
+            for region in new {
+                let wanted = Arc::new(());
+                // A pinner that could not start or has given up: requests go on as they do without.
+                drop(pinner.send((region.clone(), Arc::downgrade(&wanted))));
+                self.wanted.push((region, wanted));
+            }
         }
         self.regions = regions;
         self.memory = memory;

@@ -90,6 +90,8 @@ struct State {
     map: Map,
     /// Entries that differ from their records.
     dirty: BTreeSet<u32>,
+    /// Those of them that the journal had no room for: whoever relies on one flushes before it answers.
+    unnoted: BTreeSet<u32>,
     /// Extents that are ours for good and that no entry names yet.
     spare: Vec<ExtentId>,
     /// Extents that the map no longer names, to be freed after the commit that says so.
@@ -128,6 +130,7 @@ impl<B: BulkStore> ExtentVolume<B> {
         let state = State {
             map,
             dirty: BTreeSet::new(),
+            unnoted: BTreeSet::new(),
             spare: Vec::new(),
             freeing: Vec::new(),
             written: 0,
@@ -361,7 +364,7 @@ impl<B: BulkStore> Inner<B> {
         let extent = {
             let state = self.state.borrow();
             match state.map.get(index) {
-                _ if dir == Dir::Write && state.stopped.is_some() => None,
+                _ if dir == Dir::Write && (state.stopped.is_some() || state.unnoted.contains(&index)) => None,
                 Entry::Full(x) => Some(*x),
                 Entry::Partial(p) => {
                     let blocks = Bits::range((inside / BLOCK_BYTES) as usize, ((inside + len) / BLOCK_BYTES) as usize);
@@ -593,14 +596,16 @@ impl<B: BulkStore> Inner<B> {
         Ok(())
     }
 
-    /// A write of these bytes of entry `index` completed. False when the journal is full: flush before answering.
+    /// A write of these bytes of entry `index` completed. False when the journal does not have the entry: flush before
+    /// answering.
     fn written(&self, index: u32, inside: u64, len: u64) -> bool {
         let state = &mut *self.state.borrow_mut();
         state.written += 1;
-        let Entry::Partial(p) = state.map.get(index) else { return true };
+        let safe = !state.unnoted.contains(&index);
+        let Entry::Partial(p) = state.map.get(index) else { return safe };
         let blocks = Bits::range((inside / BLOCK_BYTES) as usize, ((inside + len) / BLOCK_BYTES) as usize);
         if p.data.has_all(blocks) {
-            return true;
+            return safe;
         }
         let mut p = **p;
         p.data = p.data.or(blocks);
@@ -613,6 +618,10 @@ impl<B: BulkStore> Inner<B> {
         let noted = self.journal.get().is_none_or(|journal| journal.note(index, &entry));
         state.map.set(index, entry);
         state.dirty.insert(index);
+        match noted {
+            true => state.unnoted.remove(&index),
+            false => state.unnoted.insert(index),
+        };
         noted
     }
 
@@ -665,7 +674,7 @@ impl<B: BulkStore> Inner<B> {
             self.stats.allocated_bytes.fetch_sub(EXTENT_BYTES, Relaxed);
         }
         let after = p.settle();
-        after == *before || self.change(state, index, after)
+        if after == *before { !state.unnoted.contains(&index) } else { self.change(state, index, after) }
     }
 
     // ---- flushing ----
@@ -724,6 +733,10 @@ impl<B: BulkStore> Inner<B> {
         }
         if let Some(journal) = self.journal.get() {
             journal.committed(snap.noted);
+            // What has not changed since is committed as it is.
+            let state = &mut *self.state.borrow_mut();
+            let State { dirty, unnoted, .. } = state;
+            unnoted.retain(|index| dirty.contains(index) || !snap.dirty.contains(index));
         }
         if !snap.freeing.is_empty() {
             self.readers.drain().await;

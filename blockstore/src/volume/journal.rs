@@ -66,7 +66,8 @@ impl Journal {
         Self::with(path, serial, boot, NOTES)
     }
 
-    fn with(path: &Path, serial: u64, boot: &str, notes: usize) -> io::Result<Self> {
+    /// [`create`](Self::create) with room for so many notes.
+    pub(super) fn with(path: &Path, serial: u64, boot: &str, notes: usize) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let mut file: File = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
         let len = HEAD + NOTE * notes;

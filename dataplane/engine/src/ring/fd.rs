@@ -130,6 +130,8 @@ impl Polls {
             match op.poll_next(cx) {
                 Poll::Ready(Some(cqe)) => match cqe.result() {
                     Ok(_) => happened = true,
+                    // The ring ended it, so many answers were unread: it is begun anew.
+                    Err(e) if e.raw_os_error() == Some(libc::ECANCELED) && !current().is_closing() => happened = true,
                     Err(e) => return Poll::Ready(Err(e)),
                 },
                 // The kernel ended it (a full completion queue): begun anew.
