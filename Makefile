@@ -21,7 +21,7 @@ setup:
 	@scripts/setup
 
 build: setup
-	$(CARGO) build --release
+	$(CARGO) build --release --workspace
 	@[ $(KARRI) -ef target/release/karri ] || { mkdir -p target/release && ln -sf $(KARRI) target/release/karri; }
 
 # The whole cloud on this machine, in the foreground. ARGS go to `karri up`.
@@ -50,7 +50,7 @@ s3-tests: build
 SIMULATED = karri-engine karri-meta karri-bulk karri-blockstore karri-objectstore
 sim: setup
 	@$(if $(SEED),KARRI_SIM_SEED=$(SEED),KARRI_SIM_SEEDS=$(or $(SEEDS),2000)) \
-		scripts/test $(SIMULATED:%=-p %) --lib --tests $(TEST)
+		ONLY="$(SIMULATED)" scripts/test $(TEST)
 
 # Hostile bytes against every parser, each target for so long: `make fuzz TARGET=part-of-a-name SECONDS=60`.
 fuzz: setup
