@@ -211,7 +211,8 @@ fn a_map_record_outside_the_volume_or_damaged_is_told() {
 
 #[test]
 fn what_the_journal_had_no_room_for_is_not_answered_before_it_is_committed() {
-    let bed = Bed::new(64);
+    let meta = Arc::new(MemoryStore::new());
+    let bed = Bed { bulk: MemoryBulk::new(64 * MIB), meta: meta.clone() };
     let dir = tempfile::tempdir().unwrap();
     let boot = journal::boot_id().unwrap();
     run(async {
@@ -219,7 +220,7 @@ fn what_the_journal_had_no_room_for_is_not_answered_before_it_is_committed() {
         v.set_journal(journal::Journal::with(&dir.path().join("a.journal"), 1, &boot, 4).unwrap());
         put(&v, 0, 1, 4096).await.unwrap();
         put(&v, 4096, 1, 4096).await.unwrap();
-        bed.meta.set_full(true);
+        meta.set_full(true);
         let mut failed = 0;
         for i in 2..8u64 {
             failed += u64::from(put(&v, i * 4096, 2, 4096).await.is_err());
@@ -229,7 +230,7 @@ fn what_the_journal_had_no_room_for_is_not_answered_before_it_is_committed() {
         put(&v, 7 * 4096, 3, 4096).await.unwrap_err();
         v.discard(7 * 4096, 4096).await.unwrap_err();
         v.discard(7 * 4096, 4096).await.unwrap_err();
-        bed.meta.set_full(false);
+        meta.set_full(false);
         put(&v, 7 * 4096, 4, 4096).await.unwrap();
         let want = get(&v, 7 * 4096, 4096).await;
         std::mem::forget(v);

@@ -146,7 +146,14 @@ mod tests {
         let identity = Identity::new(Principal::user(&account, &arn, "AIDABOB"), vec![Arc::new(policy)]);
         let key = Key { access_key_id: "AKIABOB".into(), secret: String::new(), account, arn };
         let region = "us-east-1".into();
-        Caller { key: Arc::new(key), identity: Arc::new(identity), source: None, now: UnixMicros(0), region }
+        Caller {
+            key: Arc::new(key),
+            identity: Arc::new(identity),
+            source: None,
+            now: UnixMicros(0),
+            region,
+            decisions: Default::default(),
+        }
     }
 
     #[tokio::test]
