@@ -132,6 +132,7 @@ struct WalrusArgs {
 #[derive(Subcommand)]
 enum WalrusAlone {
     /// Serve S3 without a cloud, to one key or to the users of a file, until told to stop
+    #[command(group = clap::ArgGroup::new("keys").required(true).multiple(true).args(["access_key", "users"]))]
     Serve {
         /// Folder of records and data; made where it is not there
         #[arg(long, value_name = "DIR")]
@@ -140,7 +141,7 @@ enum WalrusAlone {
         #[arg(long, value_name = "ADDR")]
         listen: SocketAddr,
         /// The key's id
-        #[arg(long, value_name = "K", requires = "secret_key", required_unless_present = "users")]
+        #[arg(long, value_name = "K", requires = "secret_key")]
         access_key: Option<String>,
         /// Its secret
         #[arg(long, value_name = "S", requires = "access_key")]

@@ -1,9 +1,9 @@
 //! `karri image add`: a root disk, kernel and ramdisk become objects in Walrus, then images of EC2.
 //!
-//! The objects lie in the bucket `karri-images` under the image's name and their contents' hash, so a repeat uploads the
-//! same objects again and never changes those of a registered image. A kernel and a ramdisk are images of their own
-//! (`aki-`, `ari-`), named after the image; what was registered is deregistered again when a later step fails. The same
-//! image added again is answered with its id; another one under its name is refused.
+//! The objects lie in the bucket `karri-images` under the image's name and their contents' hash, so those of a registered
+//! image never change. A kernel and a ramdisk are images of their own (`aki-`, `ari-`), named after the image. The same
+//! image added again is answered with its id; another one under its name is refused, before anything goes up. Where a
+//! later step fails, what was registered is deregistered and what was uploaded is deleted.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -112,6 +112,25 @@ fn check_kernel(path: &Path) -> Result<()> {
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
+/// A file on its way to be an image.
+struct Piece<'a> {
+    /// The image's name.
+    name: String,
+    key: String,
+    path: &'a Path,
+    bytes: u64,
+    hash: String,
+    /// The id of the image that is registered from the same contents under the same name.
+    known: Option<String>,
+}
+
+/// What one call has made so far.
+#[derive(Default)]
+struct Made {
+    images: Vec<String>,
+    objects: Vec<String>,
+}
+
 /// A running karri, seen as its admin user.
 struct Cloud {
     s3: S3,
@@ -123,56 +142,81 @@ struct Cloud {
 
 impl Cloud {
     async fn add(&self, files: &Files) -> Result<String> {
-        self.make_bucket().await?;
-        let mut registered = Vec::new();
-        let added = self.add_all(files, &mut registered).await;
+        // Every name is looked up before anything goes up.
+        let root = self.look(&files.name, "root", &files.root).await?;
+        let mut parts = Vec::new();
+        for (what, field, path) in [("kernel", "KernelId", &files.kernel), ("ramdisk", "RamdiskId", &files.ramdisk)] {
+            if let Some(path) = path {
+                parts.push((field, self.look(&files.name, what, path).await?));
+            }
+        }
+        let mut made = Made::default();
+        let added = self.add_all(&root, &parts, &mut made).await;
         if added.is_err() {
-            for id in registered {
-                // The failure that is reported is the first one.
+            // The failure that is reported is the first one.
+            for id in made.images {
                 let _ = self.ec2(&[("Action", "DeregisterImage"), ("ImageId", &id)]).await;
+            }
+            for key in made.objects {
+                let _ = self.s3_call(Method::DELETE, Some(&key), &[], Payload::Bytes(b""), whole("")).await;
             }
         }
         added
     }
 
-    async fn add_all(&self, files: &Files, registered: &mut Vec<String>) -> Result<String> {
-        let root = self.upload(&files.name, "root", &files.root).await?;
-        let mut parts = Vec::new();
-        for (what, field, path) in [("kernel", "KernelId", &files.kernel), ("ramdisk", "RamdiskId", &files.ramdisk)] {
-            let Some(path) = path else { continue };
-            let location = self.upload(&files.name, what, path).await?;
-            let (id, new) = self.register(&format!("{}.{what}", files.name), &location, &[(field, "true")]).await?;
-            if new {
-                registered.push(id.clone());
-            }
-            parts.push((field, id));
+    async fn add_all(&self, root: &Piece<'_>, parts: &[(&str, Piece<'_>)], made: &mut Made) -> Result<String> {
+        self.make_bucket().await?;
+        self.upload(root, made).await?;
+        let mut ids = Vec::new();
+        for (field, part) in parts {
+            self.upload(part, made).await?;
+            ids.push((*field, self.register(part, &[(field, "true")], made).await?));
         }
-        let parts = parts.iter().map(|(field, id)| (*field, id.as_str())).collect::<Vec<_>>();
-        Ok(self.register(&files.name, &root, &parts).await?.0)
+        let ids = ids.iter().map(|(field, id)| (*field, id.as_str())).collect::<Vec<_>>();
+        self.register(root, &ids, made).await
     }
 
-    /// The image's id, and whether it was registered now.
-    async fn register(&self, name: &str, location: &str, more: &[(&str, &str)]) -> Result<(String, bool)> {
+    /// What a file will be: its key by its contents, and the image that is registered from it already.
+    async fn look<'a>(&self, image: &str, what: &str, path: &'a Path) -> Result<Piece<'a>> {
+        let reading = || format!("reading {}", path.display());
+        let bytes = tokio::fs::metadata(path).await.with_context(reading)?.len();
+        let hash = hash(path, 0, bytes).await.with_context(reading)?;
+        let name = if what == "root" { image.to_owned() } else { format!("{image}.{what}") };
+        let key = format!("{image}/{what}-{}", &hash[..16]);
+        let known = self.same(&name, &format!("{BUCKET}/{key}")).await?;
+        Ok(Piece { name, key, path, bytes, hash, known })
+    }
+
+    /// The image's id, registered now or before.
+    async fn register(&self, piece: &Piece<'_>, more: &[(&str, &str)], made: &mut Made) -> Result<String> {
+        if let Some(id) = &piece.known {
+            return Ok(id.clone());
+        }
+        let (name, location) = (&*piece.name, format!("{BUCKET}/{}", piece.key));
         let fields =
-            [("Action", "RegisterImage"), ("Name", name), ("ImageLocation", location), ("Architecture", "x86_64")];
+            [("Action", "RegisterImage"), ("Name", name), ("ImageLocation", &location), ("Architecture", "x86_64")];
         match self.ec2(&[&fields[..], more].concat()).await {
             Ok(answer) => {
                 let id = element(&answer, "imageId").context("RegisterImage's answer has no imageId")?;
-                Ok((id.to_owned(), true))
+                made.images.push(id.to_owned());
+                Ok(id.to_owned())
             }
             Err(taken) if taken.to_string().starts_with("InvalidAMIName.Duplicate") => {
-                Ok((self.same(name, location).await?, false))
+                // Somebody was faster; where it is the same, the object is that image's now.
+                let id = self.same(name, &location).await?;
+                made.objects.retain(|key| *key != piece.key);
+                id.with_context(|| format!("image {name} was there and is gone"))
             }
             Err(refused) => Err(refused).with_context(|| format!("registering {name} at {location}")),
         }
     }
 
-    /// The id of the image of this name, which must lie at `location`: the place names what is in it.
-    async fn same(&self, name: &str, location: &str) -> Result<String> {
+    /// The id of the image of this name if there is one; it must lie at `location`: the place names what is in it.
+    async fn same(&self, name: &str, location: &str) -> Result<Option<String>> {
         let asked =
             [("Action", "DescribeImages"), ("Owner.1", "self"), ("Filter.1.Name", "name"), ("Filter.1.Value.1", name)];
         let answer = self.ec2(&asked).await.with_context(|| format!("looking for image {name}"))?;
-        let id = element(&answer, "imageId").with_context(|| format!("image {name} was there and is gone"))?;
+        let Some(id) = element(&answer, "imageId") else { return Ok(None) };
         let at = element(&answer, "imageLocation").unwrap_or_default();
         if !at.ends_with(location) {
             bail!(
@@ -180,7 +224,7 @@ impl Cloud {
                  aws ec2 deregister-image --image-id {id}"
             );
         }
-        Ok(id.to_owned())
+        Ok(Some(id.to_owned()))
     }
 
     async fn ec2(&self, fields: &[(&str, &str)]) -> Result<String> {
@@ -211,23 +255,24 @@ impl Cloud {
         }
     }
 
-    /// Uploads a file; answers its location, `bucket/key`.
-    async fn upload(&self, name: &str, what: &str, path: &Path) -> Result<String> {
-        let reading = || format!("reading {}", path.display());
-        let bytes = tokio::fs::metadata(path).await.with_context(reading)?.len();
-        let hash = hash(path, 0, bytes).await.with_context(reading)?;
-        let key = format!("{name}/{what}-{}", &hash[..16]);
+    /// Uploads a file, unless an image has it.
+    async fn upload(&self, piece: &Piece<'_>, made: &mut Made) -> Result<()> {
+        let Piece { key, path, bytes, hash, known, .. } = piece;
+        if known.is_some() {
+            return Ok(());
+        }
         let upload = async {
-            if bytes <= PART_BYTES {
-                let body = stream(path, 0, bytes).await?;
-                self.s3_call(Method::PUT, Some(&key), &[], Payload::Sha256(&hash), body).await?;
+            if *bytes <= PART_BYTES {
+                let body = stream(path, 0, *bytes).await?;
+                self.s3_call(Method::PUT, Some(key), &[], Payload::Sha256(hash), body).await?;
             } else {
-                self.upload_parts(&key, path, bytes).await?;
+                self.upload_parts(key, path, *bytes).await?;
             }
             anyhow::Ok(())
         };
         upload.await.with_context(|| format!("uploading {} to {BUCKET}/{key}", path.display()))?;
-        Ok(format!("{BUCKET}/{key}"))
+        made.objects.push(key.clone());
+        Ok(())
     }
 
     async fn upload_parts(&self, key: &str, path: &Path, bytes: u64) -> Result<()> {

@@ -178,7 +178,7 @@ impl Addresses {
     /// What a user may want to know of a role that is ready.
     fn line(&self, role: Role) -> String {
         match role {
-            Role::Cloud => format!("EC2, STS at http://{}", self.api),
+            Role::Cloud => format!("EC2, IAM, STS at http://{}", self.api),
             Role::Walrus => format!("S3 at http://{}", self.s3),
             _ => format!("gRPC at {}", self.of(role).grpc),
         }

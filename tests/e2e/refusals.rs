@@ -136,3 +136,36 @@ fn requests_that_are_not_to_be_trusted_are_refused() {
     let (table, healthy) = cloud.status();
     assert!(healthy, "{table}");
 }
+
+#[test]
+fn a_refused_image_leaves_nothing_behind() {
+    if !has("a_refused_image_leaves_nothing_behind", &["aws"]) {
+        return;
+    }
+    let cloud = Cloud::start();
+    let root = cloud.state.with_extension("img");
+    let add = |name: &str, fill: u8| {
+        let mut disk = vec![fill; 4096];
+        disk[510..512].copy_from_slice(&[0x55, 0xAA]);
+        std::fs::write(&root, disk).expect("the disk image");
+        let mut command = karri();
+        command.args(["image", "add", name, "--state"]).arg(&cloud.state).arg("--root").arg(&root);
+        command
+    };
+    let objects = || {
+        let listed = cloud.aws_ok(&["s3api", "list-objects-v2", "--bucket", "karri-images"]);
+        listed["Contents"].as_array().map_or(0, Vec::len)
+    };
+    let first = add("disk", 1).output().expect("karri runs");
+    assert!(first.status.success(), "{}", errors_of(&first));
+    assert_eq!(objects(), 1);
+    // The same again is the same image; another under the name is refused, with the way out.
+    assert_eq!(text_of(&add("disk", 1).output().expect("karri runs")), text_of(&first));
+    let said = refused(add("disk", 2));
+    assert!(said.contains(text_of(&first).trim()) && said.contains("deregister-image"), "{said}");
+    assert_eq!(objects(), 1);
+    // What the cloud refuses to register is deleted again: AWS has no names of two characters.
+    let said = refused(add("ab", 3));
+    assert!(said.contains("InvalidAMIName.Malformed"), "{said}");
+    assert_eq!(objects(), 1);
+}

@@ -292,6 +292,11 @@ impl Driver {
         self.options.size
     }
 
+    /// Guest address of the queue's available ring, for who offers heads without this driver.
+    pub fn avail_at(&self, queue: usize) -> u64 {
+        self.queues[queue].avail_at
+    }
+
     /// Guest address of a slot's buffer.
     pub fn buffer_at(&self, queue: usize, slot: u16) -> u64 {
         self.queues[queue].buffers_at + self.options.buffer.next_multiple_of(4096) * u64::from(slot)

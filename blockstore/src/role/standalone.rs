@@ -61,6 +61,10 @@ pub async fn export(
         let why = format!("{} is not between 1 and 64", options.queues);
         return Err(Error::Invalid { what: "number of queues".into(), why });
     }
+    if options.store_bytes.is_none() && !options.store.exists() {
+        let why = "it is not there; to make it, say its size: FILE:SIZE, such as disk.img:20G".into();
+        return Err(Error::Invalid { what: format!("store {}", options.store.display()), why });
+    }
     let (cores, shelf) = open_store(&options.store, options.store_bytes, 1).await?;
     let mut journals = options.store.clone().into_os_string();
     journals.push(".journals");

@@ -168,6 +168,8 @@ struct Queue<V: Volume> {
     kicked: Cell<bool>,
     stopping: Cell<bool>,
     ended: Cell<bool>,
+    /// How often its task panicked.
+    failed: Cell<usize>,
     end: karri_engine::sync::Notify,
 }
 
@@ -220,6 +222,7 @@ impl<V: Volume> Queue<V> {
             kicked: Cell::new(true),
             stopping: Cell::new(false),
             ended: Cell::new(false),
+            failed: Cell::new(0),
             end: karri_engine::sync::Notify::new(),
         });
         queue.stats.replayed.fetch_add(replay.len() as u64, Relaxed);
@@ -228,12 +231,17 @@ impl<V: Volume> Queue<V> {
         }
         let task = queue.clone();
         karri_engine::detach(async move {
-            task.serve().await;
-            *task.kicks.borrow_mut() = None;
-            task.ended.set(true);
-            task.end.notify_all();
+            let ending = Ending(task);
+            ending.0.serve().await;
         });
         Ok(queue)
+    }
+
+    /// Nothing of it runs any more.
+    fn finish(&self) {
+        *self.kicks.borrow_mut() = None;
+        self.ended.set(true);
+        self.end.notify_all();
     }
 
     /// Ends after the last request; the next available index.
@@ -411,12 +419,19 @@ impl<V: Volume> Queue<V> {
     /// Takes in what landed. What did not go as it should is done again by a task, which also says why not.
     fn land(self: &Rc<Self>) {
         let mut landed = self.landed.take();
-        self.landings.take(&mut landed);
-        for Landed { token, result, buf } in landed.drain(..) {
+        // Not empty only after a panic: what was left then comes first.
+        if landed.is_empty() {
+            self.landings.take(&mut landed);
+            landed.reverse();
+        }
+        let mut rest = Rest { landed, to: &self.landed };
+        while let Some(Landed { token, result, buf }) = rest.landed.pop() {
             let flight = self.state.borrow_mut().flights[token as usize].take();
             let Some(Flight { begun, order }) = flight else { continue };
             let done = result == Ok(order.len);
+            let ours = Unanswered(self);
             self.volume.end(begun, done);
+            std::mem::forget(ours);
             if done {
                 let head = token as u16;
                 let written = order.answer(true);
@@ -427,16 +442,19 @@ impl<V: Volume> Queue<V> {
                 karri_engine::detach(self.clone().transfer(token as u16, order, buf));
             }
         }
-        self.landed.set(landed);
     }
 
     async fn transfer(self: Rc<Self>, head: u16, order: Order, buf: Buf) {
+        let ours = Unanswered(&self);
         let written = transfer(&self.volume, &self.device, order, buf).await;
+        std::mem::forget(ours);
         self.complete(head, written);
     }
 
     async fn request(self: Rc<Self>, head: u16, request: Request) {
+        let ours = Unanswered(&self);
         let written = other(&self.volume, &self.device, request).await;
+        std::mem::forget(ours);
         self.complete(head, written);
     }
 
@@ -488,6 +506,59 @@ impl<V: Volume> Queue<V> {
         if let Some(err) = &self.err {
             signal(err);
         }
+    }
+}
+
+/// A request that somebody works on. Where that ends in a panic nobody knows what became of it: it is never answered (the
+/// status byte may say anything), the ring counts as broken, and the queue can still be stopped. The head stays in flight,
+/// so that the next back end does the request again.
+struct Unanswered<'a, V: Volume>(&'a Queue<V>);
+
+impl<V: Volume> Drop for Unanswered<'_, V> {
+    fn drop(&mut self) {
+        // Else the core ends, and everything on it with it.
+        if !std::thread::panicking() {
+            return;
+        }
+        let state = &mut *self.0.state.borrow_mut();
+        state.running -= 1;
+        self.0.break_off(
+            state,
+            &"a request failed inside (see the panic's message): reset the device or restart the guest",
+        );
+        self.0.wake();
+    }
+}
+
+/// Puts what landed and was not looked at back, where its end is found after a panic.
+struct Rest<'a> {
+    landed: Vec<Landed>,
+    to: &'a Cell<Vec<Landed>>,
+}
+
+impl Drop for Rest<'_> {
+    fn drop(&mut self) {
+        self.to.set(std::mem::take(&mut self.landed));
+    }
+}
+
+/// A queue's task. However it ends, a stop gets its answer, and only once no transfer touches the guest's memory any more.
+struct Ending<V: Volume>(Rc<Queue<V>>);
+
+impl<V: Volume> Drop for Ending<V> {
+    fn drop(&mut self) {
+        let queue = &self.0;
+        // It goes on to land what is under way, though not for ever where each turn fails.
+        if !std::thread::panicking() || queue.failed.get() > queue.state.borrow().taken.len() {
+            return queue.finish();
+        }
+        queue.failed.set(queue.failed.get() + 1);
+        queue.break_off(&mut queue.state.borrow_mut(), &"its task failed (see the panic's message): reset the device");
+        let again = Self(queue.clone());
+        karri_engine::detach(async move {
+            let ending = again;
+            ending.0.serve().await;
+        });
     }
 }
 

@@ -8,7 +8,9 @@ use std::time::Duration;
 use karri_bulk::local::{LocalStore, Options as StoreOptions};
 use karri_engine::buf::Buf;
 use karri_engine::cores::{CoreOptions, Cores};
+use karri_engine::disk::Dir;
 use karri_engine::disk::uring::{OpenOptions, UringDisk};
+use karri_engine::landing::{Landed, Landings};
 use karri_meta::MetaStore;
 use karri_meta::memory::MemoryStore;
 use rand::rngs::StdRng;
@@ -16,11 +18,12 @@ use rand::{Rng, RngExt, SeedableRng};
 use vhost::vhost_user::VhostUserFrontend;
 
 use super::Server;
-use crate::driver::{Driver, Options, T_DISCARD, T_GET_ID, T_IN, T_OUT, T_WRITE_ZEROES};
+use crate::driver::{Driver, Options, T_DISCARD, T_FLUSH, T_GET_ID, T_IN, T_OUT, T_WRITE_ZEROES};
 use crate::error::Error;
 use crate::role::core_local::CoreLocal;
 use crate::store::{Catalog, NewVolume};
 use crate::virtio::block::Device;
+use crate::virtio::memory::GuestMemory;
 use crate::volume::{Done, ExtentVolume, Volume};
 
 const MIB: u64 = 1 << 20;
@@ -349,4 +352,112 @@ fn hostile_rings_hurt_nobody() {
     d.write(0, &[9; 4096]).expect("a decent guest is served");
     assert_eq!(d.read(0, 4096).unwrap(), [9; 4096]);
     server.stop();
+}
+
+/// A volume that has no disk: transfers land at once, and the hook sees each end and each flush.
+#[derive(Clone)]
+struct Hooked(Arc<dyn Fn(&str) + Send + Sync>);
+
+impl Volume for Hooked {
+    type Begun = ();
+
+    fn name(&self) -> &str {
+        "hooked"
+    }
+    fn size(&self) -> u64 {
+        8 * MIB
+    }
+    async fn read(&self, _: u64, buf: Buf) -> Done {
+        (Ok(()), buf)
+    }
+    async fn write(&self, _: u64, buf: Buf, _: bool) -> Done {
+        (Ok(()), buf)
+    }
+    fn begin(&self, _: Dir, _: u64, buf: Buf, to: &Landings, token: u64) -> Result<(), Buf> {
+        to.push(Landed { token, result: Ok(buf.len() as u32), buf });
+        Ok(())
+    }
+    fn end(&self, (): (), _: bool) {
+        (self.0)("end");
+    }
+    async fn flush(&self) -> Result<(), Error> {
+        (self.0)("flush");
+        Ok(())
+    }
+    async fn discard(&self, _: u64, _: u64) -> Result<(), Error> {
+        Ok(())
+    }
+    async fn write_zeroes(&self, _: u64, _: u64) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+fn hooked(bed: &Bed, cores: &Cores, hook: impl Fn(&str) + Send + Sync + 'static) -> Server {
+    let volume = Hooked(Arc::new(hook));
+    start(cores, &bed.path(), Device::new(8 * MIB, 1, false), move || volume)
+}
+
+#[test]
+fn a_queue_whose_request_panics_can_be_stopped() {
+    for at in ["end", "flush"] {
+        let bed = Bed::new();
+        let cores = Cores::start(1, &CoreOptions::default()).expect("io_uring");
+        let server = hooked(&bed, &cores, move |what| assert_ne!(what, at, "as the test asked"));
+        let mut d = Driver::connect(&bed.path(), small()).expect("connect");
+        for slot in 0..4 {
+            d.submit(0, slot, T_IN, 0, 4096);
+        }
+        d.submit(0, 4, T_FLUSH, 0, 0);
+        d.publish(0);
+        // The stop waits for what runs; what panicked is never answered.
+        d.stop_queue(0).expect("it stops");
+        let answered: Vec<u16> = std::iter::from_fn(|| d.poll(0)).map(|(slot, _)| slot).collect();
+        assert!(!answered.contains(&if at == "end" { 0 } else { 4 }), "{at}: {answered:?}");
+        d.disconnect();
+        // Another guest finds the server well.
+        let mut d = Driver::connect(&bed.path(), small()).expect("connect");
+        let kind = if at == "end" { T_FLUSH } else { T_IN };
+        assert_eq!(d.request(kind, 0, if at == "end" { 0 } else { 4096 }).unwrap(), 0);
+        server.stop();
+        cores.shutdown();
+    }
+}
+
+/// Where a guest's available ring is, and how many heads it has offered.
+type Guest = (Arc<GuestMemory>, u64, u16);
+
+#[test]
+fn a_guest_that_always_has_more_leaves_the_core_to_others() {
+    let bed = Bed::new();
+    let cores = Cores::start(1, &CoreOptions::default()).expect("io_uring");
+    let guest: Arc<Mutex<Option<Guest>>> = Arc::default();
+    let busy = guest.clone();
+    // At each answer the guest offers the other of its two heads, so that every turn finds work.
+    let server = hooked(&bed, &cores, move |_| {
+        if let Some((memory, avail_at, index)) = &mut *busy.lock().unwrap() {
+            let slot = avail_at.wrapping_add(4 + 2 * u64::from(*index % 16));
+            memory.write(slot, &(*index % 2).to_le_bytes()).unwrap();
+            *index = index.wrapping_add(1);
+            memory.write(*avail_at + 2, &index.to_le_bytes()).unwrap();
+        }
+    });
+    let mut d = Driver::connect(&bed.path(), Options { event_idx: false, ..small() }).expect("connect");
+    for slot in 0..2 {
+        d.submit(0, slot, T_IN, 0, 4096);
+        d.publish(0);
+        d.next(0, Duration::from_secs(10)).expect("an answer");
+    }
+    *guest.lock().unwrap() = Some((d.memory.clone(), d.avail_at(0), 3));
+    d.submit(0, 0, T_IN, 0, 4096);
+    d.publish(0);
+    let (done, ran) = std::sync::mpsc::channel();
+    let handle = cores.handle(0).clone();
+    std::thread::spawn(move || done.send(handle.run_blocking(|| async {})));
+    let ran = ran.recv_timeout(Duration::from_secs(20)).is_ok();
+    let turns = server.stats().turns.load(Relaxed);
+    *guest.lock().unwrap() = None;
+    assert!(ran, "nothing else ran on the core in {turns} turns of the queue");
+    d.disconnect();
+    server.stop();
+    cores.shutdown();
 }
