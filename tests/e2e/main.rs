@@ -6,6 +6,7 @@
 //! | [`alone`] | a volume or Walrus without a cloud starts and ends in order |
 //! | [`identity`] | IAM and STS with boto3: S3 and EC2 obey |
 //! | [`s3`] | the quick start's S3 part, with aws cli and s3cmd |
+//! | [`tools`] | rclone, restic, s3fs, SigV2 by curl, minio-py against a Walrus alone |
 //! | [`vm`] | image, instance, console, volume written by one guest and read by another |
 //! | [`faults`] | kill -9 of each role: nothing acknowledged is lost, instances go on |
 //! | [`refusals`] | bad input gets its protocol's error, or a message that says what to change |
@@ -18,4 +19,5 @@ mod faults;
 mod identity;
 mod refusals;
 mod s3;
+mod tools;
 mod vm;
