@@ -11,7 +11,7 @@ else
 export PATH := /usr/bin:$(PATH)
 endif
 
-.PHONY: all setup build up check test e2e s3-tests sim fuzz bench bench-s3 guest clean
+.PHONY: all setup build up check test e2e s3-tests sim soak fuzz bench bench-s3 guest clean
 .NOTPARALLEL:
 
 all: check test
@@ -52,6 +52,10 @@ sim: setup
 	@$(if $(SEED),KARRI_SIM_SEED=$(SEED),KARRI_SIM_SEEDS=$(or $(SEEDS),2000)) \
 		ONLY="$(SIMULATED)" scripts/test $(TEST)
 
+# Half an hour of mixed S3 load with kill -9 every minute and times of a full store: `make soak MINUTES=30 SEED=1`.
+soak: build
+	@target/venv/bin/python scripts/soak $(MINUTES)
+
 # Hostile bytes against every parser, each target for so long: `make fuzz TARGET=part-of-a-name SECONDS=60`.
 fuzz: setup
 	@NONE_IS_FINE=$(TARGET) KARRI_FUZZ_SECONDS=$(or $(SECONDS),60) scripts/test --workspace $(or $(TARGET),fuzz)
@@ -62,7 +66,7 @@ bench: setup
 	@scripts/bench $(ARGS)
 
 # S3 whole, beside every peer: PUT, GET, HEAD, LIST, DELETE and both mixed, 4 KiB to 16 MiB, 1 to 64 at once; and LIST
-# in a bucket of a million keys.
+# and start with a million objects.
 bench-s3: setup
 	@scripts/bench s3 list $(ARGS)
 

@@ -4,12 +4,13 @@
 //! |---|---|---|
 //! | `object` | PUT and GET of 4 KiB and 1 MiB, 1 and 32 at once, on all cores | karri, SeaweedFS; both durable |
 //! | `s3` | PUT, GET, both mixed, HEAD, LIST, DELETE of 4 KiB to 16 MiB, 1, 8 and 64 at once; server and load on a core each | karri, each peer durable and as it comes, and the raw path |
-//! | `list` | a page of 1,000 keys among 10,000 and among `--keys` (1,000,000) | karri |
+//! | `list` | a page of 1,000 keys among 10,000 and among `--keys` (1,000,000) objects of 100 bytes; the start after kill -9 with each | karri |
 //!
 //! karri is durable in all of them. Servers begin anew with each size of objects. The suite `s3` writes at most a GiB a
 //! measurement; with all peers it wants 50 GiB of free space.
 
 use std::path::Path;
+use std::time::Instant;
 
 use crate::Settings;
 use crate::load::{Bucket, Kind, Workload};
@@ -17,6 +18,7 @@ use crate::peers::{self, Peer};
 use crate::server::{Server, pin_load};
 use crate::table::Results;
 
+const TINY: usize = 100;
 const SMALL: usize = 4 << 10;
 const LARGE: usize = 1 << 20;
 
@@ -84,17 +86,38 @@ pub fn everything(settings: &Settings) -> Result<(), String> {
     Ok(())
 }
 
-/// `list`.
+/// `list`: a page of a small and a large bucket, and how soon the server is there again after kill -9 with each.
 pub fn listing(settings: &Settings) -> Result<(), String> {
     pin_load();
     let mut results = Results::default();
-    let page = Workload { kind: Kind::List, bytes: 0, connections: 1 };
+    let page = Workload { kind: Kind::List, bytes: TINY, connections: 1 };
+    let (scratch, mut starts) = (scratch(settings)?, Vec::new());
     for (label, keys) in [("among 10,000", 10_000), ("among --keys", settings.keys)] {
-        let group = Group { fill: vec![(0, keys)], workloads: vec![(format!("LIST {label}"), page)] };
-        measure(settings, &group, &[Peer::Karri], true, &mut results)?;
+        let folder = scratch.path().join(keys.to_string());
+        std::fs::create_dir_all(&folder).map_err(|e| e.to_string())?;
+        let Some((server, bucket)) = begin(settings, Peer::Karri, &folder, true)? else { return Ok(()) };
+        bucket.fill(TINY, keys).map_err(|e| format!("{label}: {e}"))?;
+        for round in 0..settings.rounds {
+            let sample = bucket.run(page, settings.time(), round as u64, || server.cpu_us());
+            results.add(&format!("LIST {label}"), server.name, sample.map_err(|e| format!("{label}: {e}"))?);
+        }
+        results.memory(server.name, server.peak_bytes());
+        drop(server);
+        for _ in 0..settings.rounds {
+            let began = Instant::now();
+            let again = peers::start(settings, Peer::Karri, &folder, true)?;
+            starts.push(format!("{keys} objects: ready {:.2} s after kill -9", began.elapsed().as_secs_f64()));
+            drop(again);
+        }
     }
     results.print(&format!("A page of 1,000 keys, medians of {} rounds", settings.rounds), "karri");
+    starts.iter().for_each(|line| println!("{line}"));
     Ok(())
+}
+
+fn scratch(settings: &Settings) -> Result<tempfile::TempDir, String> {
+    let dir = settings.dir.canonicalize().map_err(|e| e.to_string())?;
+    tempfile::tempdir_in(dir).map_err(|e| e.to_string())
 }
 
 fn named(kind: &str, work: Workload) -> (String, Workload) {
@@ -120,11 +143,11 @@ fn measure(
     if !group.workloads.iter().any(|(name, _)| wanted(name)) {
         return Ok(());
     }
-    let scratch = tempfile::tempdir_in(&settings.dir).map_err(|e| e.to_string())?;
-    let folder = scratch.path().canonicalize().map_err(|e| e.to_string())?;
+    let scratch = scratch(settings)?;
+    let folder = scratch.path();
     let mut targets = Vec::new();
     for &peer in peers {
-        if let Some(target) = begin(settings, peer, &folder, pinned)? {
+        if let Some(target) = begin(settings, peer, folder, pinned)? {
             for &(bytes, objects) in &group.fill {
                 target.1.fill(bytes, objects).map_err(|e| format!("{}: {e}", target.0.name))?;
             }
