@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! receive:  stream -> up to 64 KiB kept --------------------------> Inline (goes into the commit)
-//!                  \-> 256 KiB buffer -> hash -> BlobWriter.append -> seal -> Blob
+//!                  \-> 256 KiB buffer -> hash -> BlobWriter.append -> seal -> Blob     (three buffers a body)
 //! send:     pieces -> reads of 256 KiB, two ahead -> stream
 //! ```
 //!
-//! A body that is to be encrypted is sealed after it is hashed and opened as it is read ([`crate::crypt`]).
+//! A body that is to be encrypted is sealed after it is hashed ([`crate::hashing`]) and opened as it is read
+//! ([`crate::crypt`]).
 //!
 //! A body counts only after its clean end: then length, Content-MD5 and checksums are compared, and only then may a
 //! commit name the data.
@@ -33,6 +34,7 @@ use crate::core::{Core, CoreRef, Unnamed, seal_inline};
 use crate::crypt::{self, Cipher, Secret};
 use crate::digest::{self, Algorithm, Digests, Hasher};
 use crate::error::{self, Error, Kind, Result};
+use crate::hashing::OFFLOAD_MIN;
 use crate::keys;
 use crate::record::{Bucket, Data};
 
@@ -42,8 +44,6 @@ pub const INLINE_MAX: u64 = 64 << 10;
 pub const PUT_MAX: u64 = 5 << 30;
 /// Bytes per buffer on the way in and out.
 const BUFFER: usize = 256 << 10;
-/// From here on hashing leaves the core: MD5 of so much takes a fifth of a millisecond.
-const OFFLOAD_MIN: usize = 128 << 10;
 /// Buffers read ahead of what the client has taken.
 const READ_AHEAD: usize = 2;
 
@@ -309,18 +309,28 @@ pub async fn receive<B: BulkStore>(core: &CoreRef<B>, mut body: Incoming, expect
     let mut writer = core.bulk.create(expected.len.map(stored_len)).await?;
     let mut chunk = 0;
     let mut source = Source { body, ready: small.into(), taken: 0, limit };
-    // While one buffer is hashed and appended, the next one fills.
+    // While one buffer is appended, the next is hashed and the one after it fills.
     let mut full = source.fill(expected.len).await?;
-    while let Some(buf) = full {
-        let work = async {
-            let plain = buf.len() as u64;
-            let seal = expected.seal.as_ref().map(|s| (s.cipher.clone(), chunk));
-            chunk += plain / crypt::CHUNK;
-            let buf = hash(&mut hasher, buf, seal).await;
-            writer.append(buf).await
+    let mut hashed: Option<Buf> = None;
+    while full.is_some() || hashed.is_some() {
+        let more = full.is_some();
+        let append = async {
+            match hashed.take() {
+                Some(buf) => Ok::<_, Error>(writer.append(buf).await?),
+                None => Ok(()),
+            }
         };
-        let (done, next) = futures_util::future::join(work, source.fill(expected.len)).await;
-        done?;
+        let hash = async {
+            let Some(buf) = full.take() else { return Ok(None) };
+            let first = chunk;
+            chunk += buf.len() as u64 / crypt::CHUNK;
+            let seal = expected.seal.as_ref().map(|s| (s.cipher.clone(), first));
+            core.hashing.hash(&mut hasher, buf, seal).await.map(Some)
+        };
+        let fill = async { if more { source.fill(expected.len).await } else { Ok(None) } };
+        let (appended, ready, next) = futures_util::future::join3(append, hash, fill).await;
+        appended?;
+        hashed = ready?;
         full = next?;
     }
     let digests = hasher.finish();
@@ -345,35 +355,6 @@ async fn seal<B: BulkStore>(core: &CoreRef<B>, writer: B::Writer) -> Result<(Unn
         Ok(outcome) => Ok(outcome?),
         Err(e) => Err(Error::new(Kind::InternalError, format!("Sealing the object failed: {e}."))),
     }
-}
-
-/// Hashes a buffer and seals it, if it is to be sealed, its first chunk having this number; a large one on the pool, so
-/// that the core goes on with other connections.
-async fn hash(hasher: &mut Hasher, buf: Buf, seal: Option<(Arc<Cipher>, u64)>) -> Buf {
-    let work = |hasher: &mut Hasher, buf: Buf| {
-        hasher.update(buf.bytes());
-        match seal {
-            None => buf,
-            Some((cipher, first)) => {
-                let sealed = cipher.seal(first, buf.bytes());
-                let mut out = Buf::for_read(sealed.len());
-                out.bytes_mut()[..sealed.len()].copy_from_slice(&sealed);
-                out.set_len(sealed.len());
-                out
-            }
-        }
-    };
-    if buf.len() < OFFLOAD_MIN || karri_engine::cores::current().is_none() {
-        return work(hasher, buf);
-    }
-    let mut moved = std::mem::replace(hasher, Hasher::new(&[]));
-    let (back, buf) = karri_engine::offload(move || {
-        let buf = work(&mut moved, buf);
-        (moved, buf)
-    })
-    .await;
-    *hasher = back;
-    buf
 }
 
 /// A body being cut into buffers.

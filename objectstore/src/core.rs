@@ -111,6 +111,8 @@ pub struct Core<B: BulkStore> {
     pub shared: Arc<Shared>,
     /// What the reclaimer is to do.
     pub reclaim: crate::reclaim::Queue,
+    /// What is to be hashed.
+    pub hashing: crate::hashing::Hashing,
 }
 
 /// A core's Walrus as operations hold it.
@@ -189,7 +191,7 @@ pub struct Seen<T> {
 impl<B: BulkStore> Core<B> {
     /// A core's Walrus.
     pub fn new(meta: Arc<dyn MetaStore>, bulk: B, shared: Arc<Shared>) -> CoreRef<B> {
-        Rc::new(Self { meta, bulk, shared, reclaim: crate::reclaim::Queue::default() })
+        Rc::new(Self { meta, bulk, shared, reclaim: Default::default(), hashing: Default::default() })
     }
 
     /// Now.

@@ -7,6 +7,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use crc_fast::CrcAlgorithm;
 use md5::Digest as _;
 
+use crate::md5_lanes::Md5;
+
 /// A checksum algorithm of the S3 protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Algorithm {
@@ -196,7 +198,7 @@ impl State {
 
 /// Everything that is computed over a body as it passes.
 pub struct Hasher {
-    md5: md5::Md5,
+    md5: Md5,
     sums: Vec<(Algorithm, State)>,
     len: u64,
 }
@@ -210,12 +212,23 @@ impl Hasher {
                 sums.push((a, State::new(a)));
             }
         }
-        Self { md5: md5::Md5::default(), sums, len: 0 }
+        Self { md5: Md5::default(), sums, len: 0 }
     }
     /// The next bytes.
     pub fn update(&mut self, data: &[u8]) {
-        self.len += data.len() as u64;
         self.md5.update(data);
+        self.update_sums(data);
+    }
+    /// The next bytes of several bodies; their MD5s are computed together ([`Md5::update_all`]).
+    pub fn update_all(bodies: &mut [(&mut Self, &[u8])]) {
+        let mut streams: Vec<_> = bodies.iter_mut().map(|(hasher, data)| (&mut hasher.md5, *data)).collect();
+        Md5::update_all(&mut streams);
+        for (hasher, data) in bodies {
+            hasher.update_sums(data);
+        }
+    }
+    fn update_sums(&mut self, data: &[u8]) {
+        self.len += data.len() as u64;
         for (_, sum) in &mut self.sums {
             sum.update(data);
         }
@@ -231,7 +244,7 @@ impl Hasher {
     /// The results.
     pub fn finish(self) -> Digests {
         Digests {
-            md5: self.md5.finalize().into(),
+            md5: self.md5.finish(),
             sums: self.sums.into_iter().map(|(a, s)| (a, s.finish(a))).collect(),
             len: self.len,
         }

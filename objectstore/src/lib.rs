@@ -18,6 +18,7 @@
 //! | [`ops`] | the operations, one file per verb family |
 //! | [`core`] | what one core serves with; the steps that operations share |
 //! | [`body`] | bodies in and out with bounded memory |
+//! | [`hashing`], [`md5_lanes`] | checksums of many bodies at once |
 //! | [`change`], [`usage`] | one change of a bucket; objects and bytes counted, quotas |
 //! | [`operator`] | what only the operator may set |
 //! | [`versions`] | finding, superseding and removing versions |
@@ -56,8 +57,10 @@ pub mod form;
 pub mod front;
 pub mod fuzz;
 pub mod guard;
+pub mod hashing;
 pub mod keys;
 pub mod list;
+pub mod md5_lanes;
 pub mod metrics;
 pub mod note;
 pub mod notify;
