@@ -150,18 +150,36 @@ impl Cloud {
                 parts.push((field, self.look(&files.name, what, path).await?));
             }
         }
+        if let (Some(id), Some((_, new))) = (&root.known, parts.iter().find(|(_, part)| part.known.is_none())) {
+            bail!(
+                "the image {} is registered already, as {id}, without {}. Give this one another name, or first: \
+                 aws ec2 deregister-image --image-id {id}",
+                files.name,
+                new.path.display()
+            );
+        }
         let mut made = Made::default();
         let added = self.add_all(&root, &parts, &mut made).await;
         if added.is_err() {
             // The failure that is reported is the first one.
-            for id in made.images {
-                let _ = self.ec2(&[("Action", "DeregisterImage"), ("ImageId", &id)]).await;
+            for id in &made.images {
+                let _ = self.ec2(&[("Action", "DeregisterImage"), ("ImageId", id)]).await;
             }
-            for key in made.objects {
-                let _ = self.s3_call(Method::DELETE, Some(&key), &[], Payload::Bytes(b""), whole("")).await;
+            for key in &made.objects {
+                // An image that stayed, or that somebody else made of it meanwhile, needs its object.
+                if self.at(&format!("{BUCKET}/{key}")).await.is_ok_and(|image| image.is_none()) {
+                    let _ = self.s3_call(Method::DELETE, Some(key), &[], Payload::Bytes(b""), whole("")).await;
+                }
             }
         }
         added
+    }
+
+    /// The id of an image that lies at `location`, whatever its name.
+    async fn at(&self, location: &str) -> Result<Option<String>> {
+        let filter = [("Filter.1.Name", "manifest-location"), ("Filter.1.Value.1", location)];
+        let answer = self.ec2(&[&[("Action", "DescribeImages"), ("Owner.1", "self")][..], &filter].concat()).await?;
+        Ok(element(&answer, "imageId").map(str::to_owned))
     }
 
     async fn add_all(&self, root: &Piece<'_>, parts: &[(&str, Piece<'_>)], made: &mut Made) -> Result<String> {
@@ -202,9 +220,8 @@ impl Cloud {
                 Ok(id.to_owned())
             }
             Err(taken) if taken.to_string().starts_with("InvalidAMIName.Duplicate") => {
-                // Somebody was faster; where it is the same, the object is that image's now.
+                // Somebody was faster, which is well where it is the same.
                 let id = self.same(name, &location).await?;
-                made.objects.retain(|key| *key != piece.key);
                 id.with_context(|| format!("image {name} was there and is gone"))
             }
             Err(refused) => Err(refused).with_context(|| format!("registering {name} at {location}")),
@@ -266,27 +283,32 @@ impl Cloud {
                 let body = stream(path, 0, *bytes).await?;
                 self.s3_call(Method::PUT, Some(key), &[], Payload::Sha256(hash), body).await?;
             } else {
-                self.upload_parts(key, path, *bytes).await?;
+                self.upload_parts(piece).await?;
             }
             anyhow::Ok(())
         };
-        upload.await.with_context(|| format!("uploading {} to {BUCKET}/{key}", path.display()))?;
+        // Also where the answer is lost, it may be there.
         made.objects.push(key.clone());
-        Ok(())
+        upload.await.with_context(|| format!("uploading {} to {BUCKET}/{key}", path.display()))
     }
 
-    async fn upload_parts(&self, key: &str, path: &Path, bytes: u64) -> Result<()> {
+    async fn upload_parts(&self, piece: &Piece<'_>) -> Result<()> {
+        let Piece { key, path, bytes, .. } = piece;
         let begun = self.s3_call(Method::POST, Some(key), &[("uploads", "")], Payload::Bytes(b""), whole("")).await?;
         let upload = element(&begun.body, "UploadId").context("the answer has no UploadId")?;
         let parts = async {
             let mut list = String::from("<CompleteMultipartUpload>");
-            for (number, from) in (1..).zip((0..bytes).step_by(PART_BYTES as usize)) {
+            let mut all = Sha256::new();
+            for (number, from) in (1..).zip((0..*bytes).step_by(PART_BYTES as usize)) {
                 let length = PART_BYTES.min(bytes - from);
-                let hash = hash(path, from, length).await?;
+                let hash = hash_into(path, from, length, &mut all).await?;
                 let query = [("partNumber", &*format!("{number}")), ("uploadId", upload)];
                 let body = stream(path, from, length).await?;
                 let part = self.s3_call(Method::PUT, Some(key), &query, Payload::Sha256(&hash), body).await?;
                 list.push_str(&format!("<Part><PartNumber>{number}</PartNumber><ETag>{}</ETag></Part>", part.etag));
+            }
+            if text_of(all) != piece.hash {
+                bail!("the file changed while it was uploaded; try again when nobody writes to it");
             }
             list.push_str("</CompleteMultipartUpload>");
             let query = [("uploadId", upload)];
@@ -405,12 +427,22 @@ impl hyper::body::Body for Sized {
 }
 
 async fn hash(path: &Path, from: u64, length: u64) -> std::io::Result<String> {
+    hash_into(path, from, length, &mut Sha256::new()).await
+}
+
+/// The hash of a part of a file, which is also added to that of the whole.
+async fn hash_into(path: &Path, from: u64, length: u64, all: &mut Sha256) -> std::io::Result<String> {
     let mut file = open(path, from, length).await?;
     let mut sha = Sha256::new();
     while let Some(bytes) = chunk(&mut file).await? {
         sha.update(&bytes);
+        all.update(&bytes);
     }
-    Ok(sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(text_of(sha))
+}
+
+fn text_of(sha: Sha256) -> String {
+    sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -57,11 +57,19 @@ pub struct Hashing(Rc<Waiting>);
 #[derive(Default)]
 struct Waiting {
     jobs: RefCell<VecDeque<(Job, Answer)>>,
-    /// A task takes jobs out until there are none.
-    running: Cell<bool>,
+    /// Tasks that take jobs out until there are none; each has one batch in the pool.
+    running: Cell<usize>,
+    /// At most so many of them; 0 is one.
+    most: Cell<usize>,
 }
 
 impl Hashing {
+    /// Lets so many batches be in the pool at once: as many as there are CPUs that nobody else needs. With one, which is
+    /// what it begins with, batches are fullest.
+    pub fn widen(&self, batches: usize) {
+        self.0.most.set(batches);
+    }
+
     /// Adds a buffer to what `hasher` has seen, and answers it as it is to be stored.
     ///
     /// # Errors
@@ -72,8 +80,8 @@ impl Hashing {
         let (back, buf) = if offload {
             let (answer, answered) = oneshot::channel();
             self.0.jobs.borrow_mut().push_back((job, answer));
-            if !self.0.running.replace(true) {
-                karri_engine::detach(drain(self.0.clone()));
+            if self.0.running.get() < self.0.most.get().max(1) {
+                karri_engine::detach(drain(Running::new(&self.0)));
             }
             answered.await.map_err(|_| Error::new(Kind::InternalError, "Hashing the object failed."))?
         } else {
@@ -85,16 +93,33 @@ impl Hashing {
     }
 }
 
+/// One more that takes jobs out, for as long as it lives.
+struct Running(Rc<Waiting>);
+
+impl Running {
+    fn new(waiting: &Rc<Waiting>) -> Self {
+        waiting.running.set(waiting.running.get() + 1);
+        Self(waiting.clone())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.set(self.0.running.get() - 1);
+    }
+}
+
 /// Has jobs done, as many at once as there are and as fit, until none waits.
-async fn drain(waiting: Rc<Waiting>) {
+async fn drain(running: Running) {
     loop {
         let some: Vec<(Job, Answer)> = {
-            let jobs = &mut *waiting.jobs.borrow_mut();
+            let jobs = &mut *running.0.jobs.borrow_mut();
+            // Nobody waits for those whose clients have gone.
+            jobs.retain(|(_, answer)| !answer.is_canceled());
             let some = jobs.len().min(LANES);
             jobs.drain(..some).collect()
         };
         if some.is_empty() {
-            waiting.running.set(false);
             return;
         }
         let (jobs, answers): (Vec<Job>, Vec<Answer>) = some.into_iter().unzip();
@@ -123,36 +148,40 @@ mod tests {
 
     #[test]
     fn buffers_of_many_bodies_go_together_and_stay_apart() {
+        for batches in [1, 3] {
+            block_on(&CoreOptions::default(), move || many(batches)).expect("a core");
+        }
+    }
+
+    async fn many(batches: usize) {
         let bodies = 21;
         let byte = |body: usize, at: usize| (body * 37 + at * 7 % 251) as u8;
-        block_on(&CoreOptions::default(), move || async move {
-            let hashing = Rc::new(Hashing::default());
-            let tasks: Vec<_> = (0..bodies)
-                .map(|body| {
-                    let hashing = hashing.clone();
-                    karri_engine::spawn(async move {
-                        let (mut hasher, mut whole) =
-                            (Hasher::new(&[Algorithm::Crc64Nvme]), Hasher::new(&[Algorithm::Crc64Nvme]));
-                        for turn in 0..3 {
-                            // Some too small for the pool.
-                            let len = if body % 5 == 4 { 1000 } else { OFFLOAD_MIN + body * 10 + turn };
-                            let data: Vec<u8> = (0..len).map(|at| byte(body + turn, at)).collect();
-                            whole.update(&data);
-                            let mut buf = Buf::for_read(len);
-                            buf.bytes_mut()[..len].copy_from_slice(&data);
-                            buf.set_len(len);
-                            let back = hashing.hash(&mut hasher, buf, None).await.expect("hashed");
-                            assert_eq!(back.bytes(), data);
-                        }
-                        assert_eq!(hasher.finish(), whole.finish(), "body {body}");
-                    })
+        let hashing = Rc::new(Hashing::default());
+        hashing.widen(batches);
+        let tasks: Vec<_> = (0..bodies)
+            .map(|body| {
+                let hashing = hashing.clone();
+                karri_engine::spawn(async move {
+                    let (mut hasher, mut whole) =
+                        (Hasher::new(&[Algorithm::Crc64Nvme]), Hasher::new(&[Algorithm::Crc64Nvme]));
+                    for turn in 0..3 {
+                        // Some too small for the pool.
+                        let len = if body % 5 == 4 { 1000 } else { OFFLOAD_MIN + body * 10 + turn };
+                        let data: Vec<u8> = (0..len).map(|at| byte(body + turn, at)).collect();
+                        whole.update(&data);
+                        let mut buf = Buf::for_read(len);
+                        buf.bytes_mut()[..len].copy_from_slice(&data);
+                        buf.set_len(len);
+                        let back = hashing.hash(&mut hasher, buf, None).await.expect("hashed");
+                        assert_eq!(back.bytes(), data);
+                    }
+                    assert_eq!(hasher.finish(), whole.finish(), "body {body}");
                 })
-                .collect();
-            for task in tasks {
-                task.await.expect("no panic");
-            }
-            assert!(!hashing.0.running.get());
-        })
-        .expect("a core");
+            })
+            .collect();
+        for task in tasks {
+            task.await.expect("no panic");
+        }
+        assert_eq!(hashing.0.running.get(), 0);
     }
 }

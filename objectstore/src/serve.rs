@@ -7,6 +7,7 @@
 //! ```
 
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -319,6 +320,9 @@ pub fn serve(options: ServeOptions) -> Result<Handle, StartError> {
 
     let mut local = listen;
     let mut candidates = Some(candidates);
+    // Of this thread, which is not kept to one as the cores are.
+    let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let hashers = cpus.saturating_sub(cores.len()) / cores.len().max(1);
     for core in cores.handles() {
         let (ready, is_ready) = mpsc::channel();
         let (end, life) = End::new();
@@ -331,6 +335,7 @@ pub fn serve(options: ServeOptions) -> Result<Handle, StartError> {
             shared: shared.clone(),
             candidates: candidates.take(),
             calendar,
+            hashers,
         };
         drop(core.try_run(move || site.run(ready, life))?);
         ends.sites.push(end);
@@ -446,6 +451,8 @@ struct Site {
     /// For one core: what the last life of the store may have left.
     candidates: Option<Vec<BlobId>>,
     calendar: Calendar,
+    /// CPUs for hashing.
+    hashers: usize,
 }
 
 impl Site {
@@ -462,6 +469,7 @@ impl Site {
             }
         };
         let core = Core::new(self.meta, store, self.shared);
+        core.hashing.widen(self.hashers);
         let front = Rc::new(Front::new(&core, &self.keys));
         let drain = Drain::new();
         let reclaimer = karri_engine::spawn(reclaim::run(core.clone(), || karri_engine::sleep(REST)));

@@ -22,6 +22,7 @@
 //! the words for what went wrong.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::SyncSender;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use futures_channel::mpsc;
 use futures_util::StreamExt;
@@ -45,6 +47,9 @@ use crate::volume::Volume;
 
 /// Turns without a pause after which a queue lets others have the core.
 const TURNS: u32 = 8;
+
+/// A queue whose task panicked waits so long before it goes on.
+const AFTER_A_PANIC: Duration = Duration::from_millis(1);
 
 /// Counters of a device's queues, readable from any thread.
 #[derive(Debug, Default)]
@@ -162,6 +167,8 @@ struct Queue<V: Volume> {
     /// Where transfers come back that have no task, by head; and the list that they are taken out with.
     landings: Landings,
     landed: Cell<Vec<Landed>>,
+    /// What an earlier process took and did not answer.
+    replay: RefCell<VecDeque<u16>>,
     kicks: RefCell<Option<Polls>>,
     /// The task's waker while it sleeps.
     sleeper: Cell<Option<Waker>>,
@@ -216,6 +223,7 @@ impl<V: Volume> Queue<V> {
             state: RefCell::new(state),
             landings: Landings::new(),
             landed: Cell::default(),
+            replay: RefCell::default(),
             // The eventfd is watched and never read: a kick is one completion.
             kicks: RefCell::new(Some(polls(Fd::from(OwnedFd::from(kick)), libc::POLLIN))),
             sleeper: Cell::new(None),
@@ -226,9 +234,7 @@ impl<V: Volume> Queue<V> {
             end: karri_engine::sync::Notify::new(),
         });
         queue.stats.replayed.fetch_add(replay.len() as u64, Relaxed);
-        for head in replay {
-            queue.begin(head);
-        }
+        queue.replay.replace(replay.into());
         let task = queue.clone();
         karri_engine::detach(async move {
             let ending = Ending(task);
@@ -289,6 +295,10 @@ impl<V: Volume> Queue<V> {
     }
 
     async fn serve(self: &Rc<Self>) {
+        let replayed = || self.replay.borrow_mut().pop_front();
+        while let Some(head) = replayed() {
+            self.begin(head);
+        }
         let mut turns = 0;
         loop {
             let worked = self.turn();
@@ -381,10 +391,14 @@ impl<V: Volume> Queue<V> {
     /// Starts the request at `head`, or answers it at once when its chain is broken.
     fn begin(self: &Rc<Self>, head: u16) {
         self.stats.requests.fetch_add(1, Relaxed);
-        let chain = {
+        {
             let state = &mut *self.state.borrow_mut();
             state.taken[usize::from(head)] = true;
             state.running += 1;
+        }
+        let ours = Unanswered(self);
+        let chain = {
+            let state = &mut *self.state.borrow_mut();
             state.ring.chain(&state.memory, head)
         };
         match chain {
@@ -402,6 +416,7 @@ impl<V: Volume> Queue<V> {
                 self.complete(head, 0);
             }
         }
+        std::mem::forget(ours);
     }
 
     /// Starts a transfer without a task where it is simple enough, else with one.
@@ -511,7 +526,8 @@ impl<V: Volume> Queue<V> {
 
 /// A request that somebody works on. Where that ends in a panic nobody knows what became of it: it is never answered (the
 /// status byte may say anything), the ring counts as broken, and the queue can still be stopped. The head stays in flight,
-/// so that the next back end does the request again.
+/// so that the next back end does the request again. Pieces of it that the disk had been given may still land after the
+/// stop: in memory that is still mapped, though the guest may use it for something else by then.
 struct Unanswered<'a, V: Volume>(&'a Queue<V>);
 
 impl<V: Volume> Drop for Unanswered<'_, V> {
@@ -542,14 +558,19 @@ impl Drop for Rest<'_> {
     }
 }
 
-/// A queue's task. However it ends, a stop gets its answer, and only once no transfer touches the guest's memory any more.
+/// A queue's task. However it ends, a stop gets its answer, and no transfer that the queue knows of is under way then.
 struct Ending<V: Volume>(Rc<Queue<V>>);
 
 impl<V: Volume> Drop for Ending<V> {
     fn drop(&mut self) {
         let queue = &self.0;
+        let failing = std::thread::panicking() && karri_engine::on_executor();
+        let lost = {
+            let state = queue.state.borrow();
+            queue.failed.get() > state.taken.len() && state.flights.iter().all(Option::is_none)
+        };
         // It goes on to land what is under way, though not for ever where each turn fails.
-        if !std::thread::panicking() || queue.failed.get() > queue.state.borrow().taken.len() {
+        if !failing || lost {
             return queue.finish();
         }
         queue.failed.set(queue.failed.get() + 1);
@@ -557,6 +578,7 @@ impl<V: Volume> Drop for Ending<V> {
         let again = Self(queue.clone());
         karri_engine::detach(async move {
             let ending = again;
+            karri_engine::sleep(AFTER_A_PANIC).await;
             ending.0.serve().await;
         });
     }

@@ -374,6 +374,7 @@ impl Volume for Hooked {
         (Ok(()), buf)
     }
     fn begin(&self, _: Dir, _: u64, buf: Buf, to: &Landings, token: u64) -> Result<(), Buf> {
+        (self.0)("begin");
         to.push(Landed { token, result: Ok(buf.len() as u32), buf });
         Ok(())
     }
@@ -399,7 +400,7 @@ fn hooked(bed: &Bed, cores: &Cores, hook: impl Fn(&str) + Send + Sync + 'static)
 
 #[test]
 fn a_queue_whose_request_panics_can_be_stopped() {
-    for at in ["end", "flush"] {
+    for at in ["begin", "end", "flush"] {
         let bed = Bed::new();
         let cores = Cores::start(1, &CoreOptions::default()).expect("io_uring");
         let server = hooked(&bed, &cores, move |what| assert_ne!(what, at, "as the test asked"));
@@ -412,12 +413,12 @@ fn a_queue_whose_request_panics_can_be_stopped() {
         // The stop waits for what runs; what panicked is never answered.
         d.stop_queue(0).expect("it stops");
         let answered: Vec<u16> = std::iter::from_fn(|| d.poll(0)).map(|(slot, _)| slot).collect();
-        assert!(!answered.contains(&if at == "end" { 0 } else { 4 }), "{at}: {answered:?}");
+        assert!(!answered.contains(&if at == "flush" { 4 } else { 0 }), "{at}: {answered:?}");
         d.disconnect();
         // Another guest finds the server well.
         let mut d = Driver::connect(&bed.path(), small()).expect("connect");
-        let kind = if at == "end" { T_FLUSH } else { T_IN };
-        assert_eq!(d.request(kind, 0, if at == "end" { 0 } else { 4096 }).unwrap(), 0);
+        let (kind, len) = if at == "flush" { (T_IN, 4096) } else { (T_FLUSH, 0) };
+        assert_eq!(d.request(kind, 0, len).unwrap(), 0);
         server.stop();
         cores.shutdown();
     }
@@ -433,8 +434,10 @@ fn a_guest_that_always_has_more_leaves_the_core_to_others() {
     let guest: Arc<Mutex<Option<Guest>>> = Arc::default();
     let busy = guest.clone();
     // At each answer the guest offers the other of its two heads, so that every turn finds work.
-    let server = hooked(&bed, &cores, move |_| {
-        if let Some((memory, avail_at, index)) = &mut *busy.lock().unwrap() {
+    let server = hooked(&bed, &cores, move |what| {
+        if what == "end"
+            && let Some((memory, avail_at, index)) = &mut *busy.lock().unwrap()
+        {
             let slot = avail_at.wrapping_add(4 + 2 * u64::from(*index % 16));
             memory.write(slot, &(*index % 2).to_le_bytes()).unwrap();
             *index = index.wrapping_add(1);

@@ -7,7 +7,9 @@
 mod objects;
 mod versions;
 
+use std::num::NonZero;
 use std::rc::Rc;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use karri_bulk::local::{LocalStore, Options};
@@ -50,9 +52,18 @@ trait Workload: Default + 'static {
 
 /// Lives of a workload on a bucket with these settings, one per seed.
 fn simulate<W: Workload>(settings: Settings) {
-    for seed in sim::seeds(8) {
-        sim::run(seed, |sim| async move { life::<W>(sim, settings).await });
-    }
+    // A seed takes half a second: every CPU takes the next one.
+    let seeds = Mutex::new(sim::seeds(8));
+    let next = || seeds.lock().expect("no panic in next()").next();
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(|| {
+                while let Some(seed) = next() {
+                    sim::run(seed, |sim| async move { life::<W>(sim, settings).await });
+                }
+            });
+        }
+    });
 }
 
 async fn life<W: Workload>(sim: Sim, settings: Settings) {
