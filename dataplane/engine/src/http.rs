@@ -1,4 +1,5 @@
-//! HTTP/1.1 on a core: hyper over [`net::Stream`](crate::net::Stream), without copies of bodies on the way out.
+//! HTTP/1.1 on a core: hyper over [`net::Stream`](crate::net::Stream), without copies of bodies on the way out; and over
+//! TLS ([`serve_tls`]) HTTP/1.1 and HTTP/2, whichever the client agrees on.
 //!
 //! hyper's own slices go to the kernel in one sendmsg: the head and what there is of the body leave together. Services
 //! and bodies need not be `Send`: a connection lives on its core.
@@ -19,7 +20,8 @@
 //! Bounds of one `serve`: `connections` at once (more wait in the kernel's backlog of 1,024, then their SYNs); a request's
 //! head must be complete `header_read` after its first byte; a connection on which no byte moves for `idle` is closed,
 //! unless a service is at work on it. A service that waits for a slow client's body bounds that itself
-//! ([`crate::timeout`] around a frame). Each connection's time-outs are one timer, whatever the number of requests.
+//! ([`crate::timeout`] around a frame). Each connection's time-outs are one timer, whatever the number of requests. A TLS
+//! handshake has `header_read`, too; over HTTP/2 [`STREAMS`] requests go on at once and heads share the `idle` time.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -27,21 +29,33 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
 use hyper::rt::ReadBufCursor;
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
 use hyper::{Request, Response};
+use rustls::ServerConfig;
 
 use crate::drain::Drain;
 use crate::net::{Listener, Stream};
 use crate::sync::Semaphore;
+use crate::tls::TlsStream;
 use crate::{detach, now, sleep, timeout};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Requests that one HTTP/2 connection makes at once.
+pub const STREAMS: u32 = 128;
+/// Bytes of one request's body that an HTTP/2 client may send before they are read, and of all of a connection's.
+const WINDOWS: (u32, u32) = (512 << 10, 2 << 20);
+/// Bytes of answers held for one HTTP/2 stream whose client does not read.
+const SEND_BUFFER: usize = 256 << 10;
+/// Bytes of an HTTP/2 request's head.
+const HEAD_MAX: u32 = 64 << 10;
 
 /// What a server allows.
 #[derive(Debug, Clone)]
@@ -78,6 +92,8 @@ impl Default for Limits {
 pub struct Peer {
     /// Its address; unknown when it was gone before we looked, or on a Unix socket.
     pub address: Option<SocketAddr>,
+    /// True over TLS.
+    pub secure: bool,
 }
 
 /// What a server did.
@@ -93,7 +109,7 @@ pub struct Served {
 /// responses say `connection: close`), closes idle connections, and returns when none is left or the limit is over.
 ///
 /// `make` gives each connection its service.
-pub async fn serve<S, B>(mut listener: Listener, make: impl Fn(Peer) -> S, limits: Limits, drain: Drain) -> Served
+pub async fn serve<S, B>(listener: Listener, make: impl Fn(Peer) -> S, limits: Limits, drain: Drain) -> Served
 where
     S: Service<Request<Incoming>, Response = Response<B>> + 'static,
     S::Error: Into<BoxError>,
@@ -101,6 +117,51 @@ where
     B: Body + 'static,
     B::Error: Into<BoxError>,
 {
+    accept(listener, limits, drain, |stream, held, limits, drain| {
+        let service = make(Peer { address: stream.peer_addr().ok(), secure: false });
+        crate::spawn(async move {
+            let _held = held;
+            connection(stream, service, &limits, drain).await;
+        })
+    })
+    .await
+}
+
+/// As [`serve`], over TLS: HTTP/2 with clients that agree on `h2` by ALPN, HTTP/1.1 with all others.
+pub async fn serve_tls<S, B>(
+    listener: Listener,
+    make: impl Fn(Peer) -> S,
+    limits: Limits,
+    drain: Drain,
+    config: Arc<ServerConfig>,
+) -> Served
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: 'static,
+    B: Body + 'static,
+    B::Error: Into<BoxError>,
+{
+    accept(listener, limits, drain, |stream, held, limits, drain| {
+        let service = make(Peer { address: stream.peer_addr().ok(), secure: true });
+        let config = config.clone();
+        crate::spawn(async move {
+            let _held = held;
+            tls_connection(stream, service, &limits, drain, config).await;
+        })
+    })
+    .await
+}
+
+/// Kept as long as a connection is open.
+type Held = (crate::sync::Permit, crate::drain::Guard, Gone);
+
+async fn accept(
+    mut listener: Listener,
+    limits: Limits,
+    drain: Drain,
+    begin: impl Fn(Stream, Held, Limits, Drain) -> crate::JoinHandle<()>,
+) -> Served {
     let room = Semaphore::new(limits.connections);
     let mut served = Served::default();
     let tasks = Rc::new(std::cell::RefCell::new(slab::Slab::new()));
@@ -118,14 +179,9 @@ where
             }
         };
         served.connections += 1;
-        let service = make(Peer { address: stream.peer_addr().ok() });
-        let (limits, drain, guard) = (limits.clone(), drain.clone(), drain.guard());
         let key = tasks.borrow_mut().insert(None);
         let gone = Gone { tasks: tasks.clone(), key };
-        let task = crate::spawn(async move {
-            let _held = (permit, guard, gone);
-            connection(stream, service, &limits, drain).await;
-        });
+        let task = begin(stream, (permit, drain.guard(), gone), limits.clone(), drain.clone());
         if let Some(entry) = tasks.borrow_mut().get_mut(key) {
             *entry = Some(task);
         }
@@ -164,18 +220,95 @@ where
     B: Body + 'static,
     B::Error: Into<BoxError>,
 {
-    let watch = Rc::new(Watch { busy: Cell::new(0), head_since: Cell::new(None), last: Cell::new(now()) });
+    http1_connection(stream, service, limits, drain).await;
+}
+
+async fn http1_connection<T, S, B>(stream: T, service: S, limits: &Limits, drain: Drain)
+where
+    T: Transport,
+    S: Service<Request<Incoming>, Response = Response<B>> + 'static,
+    S::Error: Into<BoxError>,
+    B: Body + 'static,
+    B::Error: Into<BoxError>,
+{
+    let watch = Watch::new(true);
     let service = Watched { service, watch: watch.clone() };
     let mut builder = http1::Builder::new();
     builder.header_read_timeout(None).max_buf_size(limits.buffer.max(8192)).max_headers(limits.headers).writev(true);
-    let mut connection = pin!(builder.serve_connection(Io { stream, watch: watch.clone() }, service));
+    let connection = pin!(builder.serve_connection(Io { stream, watch: watch.clone() }, service));
+    watched(connection, http1::Connection::graceful_shutdown, &watch, limits, &drain).await;
+}
+
+async fn http2_connection<T, S, B>(stream: T, service: S, limits: &Limits, drain: Drain)
+where
+    T: Transport,
+    S: Service<Request<Incoming>, Response = Response<B>> + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: 'static,
+    B: Body + 'static,
+    B::Error: Into<BoxError>,
+{
+    let watch = Watch::new(false);
+    let service = Watched { service, watch: watch.clone() };
+    let mut builder = http2::Builder::new(Executor);
+    builder
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(WINDOWS.0)
+        .initial_connection_window_size(WINDOWS.1)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_header_list_size(HEAD_MAX);
+    let connection = pin!(builder.serve_connection(Io { stream, watch: watch.clone() }, service));
+    watched(connection, http2::Connection::graceful_shutdown, &watch, limits, &drain).await;
+}
+
+/// Serves one connection over TLS.
+async fn tls_connection<S, B>(stream: Stream, service: S, limits: &Limits, drain: Drain, config: Arc<ServerConfig>)
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: 'static,
+    B: Body + 'static,
+    B::Error: Into<BoxError>,
+{
+    let shaking = timeout(limits.header_read.min(limits.idle), TlsStream::accept(stream, config));
+    let stream = match drain.or(shaking).await {
+        Some(Ok(Ok(stream))) => stream,
+        Some(Ok(Err(error))) => {
+            tracing::debug!(%error, "a TLS handshake failed");
+            return;
+        }
+        Some(Err(_)) => {
+            tracing::debug!("a TLS handshake took too long");
+            return;
+        }
+        None => return,
+    };
+    if stream.protocol() == Some(b"h2") {
+        // Boxed, so that connections of the other kind do not hold the room for it.
+        Box::pin(http2_connection(stream, service, limits, drain)).await;
+    } else {
+        Box::pin(http1_connection(stream, service, limits, drain)).await;
+    }
+}
+
+/// Polls a connection to its end, with its time-outs, and ends it in order when draining begins.
+async fn watched<C, E>(
+    mut connection: Pin<&mut C>,
+    shut_down: impl Fn(Pin<&mut C>),
+    watch: &Watch,
+    limits: &Limits,
+    drain: &Drain,
+) where
+    C: Future<Output = Result<(), E>>,
+    E: std::fmt::Display,
+{
     let mut timer = pin!(sleep(limits.header_read.min(limits.idle)));
     let mut drained = pin!(drain.began());
     let mut draining = false;
     let result = std::future::poll_fn(|cx| {
         if !draining && drained.as_mut().poll(cx).is_ready() {
             draining = true;
-            connection.as_mut().graceful_shutdown();
+            shut_down(connection.as_mut());
         }
         if let Poll::Ready(result) = connection.as_mut().poll(cx) {
             return Poll::Ready(result.map_err(|e| e.to_string()));
@@ -204,13 +337,19 @@ struct Watch {
     head_since: Cell<Option<Duration>>,
     /// The last byte either way.
     last: Cell<Duration>,
+    /// True where bytes that no service is at work on are a head: not so for HTTP/2, which has frames of its own.
+    heads: bool,
 }
 
 impl Watch {
+    fn new(heads: bool) -> Rc<Self> {
+        Rc::new(Self { busy: Cell::new(0), head_since: Cell::new(None), last: Cell::new(now()), heads })
+    }
+
     fn received(&self) {
         let now = now();
         self.last.set(now);
-        if self.busy.get() == 0 && self.head_since.get().is_none() {
+        if self.heads && self.busy.get() == 0 && self.head_since.get().is_none() {
             self.head_since.set(Some(now));
         }
     }
@@ -266,15 +405,57 @@ impl<F> Drop for AtWork<F> {
     }
 }
 
+/// What carries a connection's bytes.
+trait Transport: Unpin {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<usize>>;
+    fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>>;
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+impl Transport for Stream {
+    #[inline]
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<usize>> {
+        read_into(self, cx, buf)
+    }
+    #[inline]
+    fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, slices)
+    }
+    #[inline]
+    fn poll_flush(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+    #[inline]
+    fn poll_shutdown(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.shutdown())
+    }
+}
+
+impl Transport for TlsStream {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<usize>> {
+        TlsStream::poll_read(self, cx, buf)
+    }
+    fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, slices)
+    }
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        TlsStream::poll_flush(self, cx)
+    }
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        TlsStream::poll_shutdown(self, cx)
+    }
+}
+
 /// hyper's view of a watched stream.
-struct Io {
-    stream: Stream,
+struct Io<T> {
+    stream: T,
     watch: Rc<Watch>,
 }
 
-impl hyper::rt::Read for Io {
+impl<T: Transport> hyper::rt::Read for Io<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        let n = ready!(read_into(&mut self.stream, cx, buf))?;
+        let n = ready!(self.stream.poll_read(cx, buf))?;
         if n > 0 {
             self.watch.received();
         }
@@ -282,7 +463,7 @@ impl hyper::rt::Read for Io {
     }
 }
 
-impl hyper::rt::Write for Io {
+impl<T: Transport> hyper::rt::Write for Io<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
     }
@@ -294,15 +475,15 @@ impl hyper::rt::Write for Io {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let n = ready!(self.stream.poll_write_vectored(cx, slices))?;
+        let n = ready!(self.stream.poll_write(cx, slices))?;
         self.watch.sent();
         Poll::Ready(Ok(n))
     }
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.poll_flush(cx)
     }
-    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.stream.shutdown())
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.poll_shutdown(cx)
     }
 }
 

@@ -8,7 +8,8 @@
 //! | [`sim`] | the seeded simulation of the executor: virtual time, drawn order |
 //! | [`ring`] | the ring's options, descriptors, poll and eventfd operations, registered memory |
 //! | [`net`] | listeners with SO_REUSEPORT and streams |
-//! | [`http`] | HTTP/1.1: hyper on streams, with limits and draining |
+//! | [`http`] | HTTP: hyper on streams, with limits and draining |
+//! | [`tls`] | rustls on streams |
 //! | [`mod@offload`] | the bounded pool for work that blocks |
 //! | [`limit`], [`drain`] | token buckets; graceful ends |
 //! | [`buf`] | memory that an I/O operation owns until its completion |
@@ -33,9 +34,12 @@ pub mod offload;
 pub mod ring;
 pub mod sim;
 pub mod sync;
+pub mod tls;
 
 #[cfg(test)]
 mod http_tests;
+#[cfg(test)]
+mod tls_tests;
 
 pub use error::EngineError;
 pub use exec::{

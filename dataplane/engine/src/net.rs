@@ -231,9 +231,7 @@ impl Stream {
     /// # Errors
     /// ECONNRESET and the like; ECANCELED when the core is stopping.
     pub async fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        // SAFETY: initialised bytes are a subset of maybe initialised ones, and poll_read only writes initialised ones.
-        let to = unsafe { std::slice::from_raw_parts_mut(to.as_mut_ptr().cast::<MaybeUninit<u8>>(), to.len()) };
-        poll_fn(|cx| self.poll_read(cx, to)).await
+        poll_fn(|cx| self.poll_fill(cx, to)).await
     }
 
     /// Fills `to`.
@@ -313,6 +311,16 @@ impl Stream {
             }
             ready!(self.poll_receive(cx))?;
         }
+    }
+
+    /// As [`poll_read`](Self::poll_read), into initialised bytes.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>, to: &mut [u8]) -> Poll<io::Result<usize>> {
+        // SAFETY: initialised bytes are a subset of maybe initialised ones, and poll_read only writes initialised ones.
+        let to = unsafe { std::slice::from_raw_parts_mut(to.as_mut_ptr().cast::<MaybeUninit<u8>>(), to.len()) };
+        self.poll_read(cx, to)
     }
 
     /// Receives the next lent buffer, or notes the end.
