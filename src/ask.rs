@@ -17,7 +17,8 @@ use crate::role::Role;
 pub fn env(layout: &Layout) -> Result<ExitCode> {
     let runtime = layout.read_runtime()?;
     let admin = layout.read_credentials()?.admin;
-    let (api, s3) = (format!("http://{}", runtime.api), format!("http://{}", runtime.s3));
+    let scheme = if runtime.s3_tls { "https" } else { "http" };
+    let (api, s3) = (format!("http://{}", runtime.api), format!("{scheme}://{}", runtime.s3));
     let lines = [
         ("AWS_ACCESS_KEY_ID", admin.access_key_id),
         ("AWS_SECRET_ACCESS_KEY", admin.secret_access_key),

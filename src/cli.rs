@@ -155,11 +155,52 @@ enum WalrusAlone {
         /// TOML file of what only the operator may set, such as accounts' quotas
         #[arg(long, value_name = "FILE")]
         settings: Option<PathBuf>,
+        /// TLS on all listeners: PEM file of the certificate with its chain; renewed when the files change, or on SIGHUP
+        #[arg(long, value_name = "FILE", requires = "tls_key")]
+        tls_cert: Option<PathBuf>,
+        /// PEM file of its private key
+        #[arg(long, value_name = "FILE", requires = "tls_cert")]
+        tls_key: Option<PathBuf>,
     },
     /// Show what is in the buckets of an account, or in one
     Usage {
         /// One bucket only
         bucket: Option<String>,
+        #[command(flatten)]
+        which: walrus::Which,
+    },
+    /// List all buckets of a store with their owners, or the keys of one
+    List {
+        /// One bucket's keys
+        bucket: Option<String>,
+        /// Only keys that begin so
+        #[arg(long, value_name = "PREFIX", requires = "bucket")]
+        prefix: Option<String>,
+        #[command(flatten)]
+        which: walrus::Which,
+    },
+    /// Verify every stored byte, repair what can be, report what is corrupt; success only where nothing is
+    Check {
+        /// Show what the last pass found instead
+        #[arg(long)]
+        last: bool,
+        #[command(flatten)]
+        which: walrus::Which,
+    },
+    /// Free the space that nothing refers to
+    Reclaim {
+        #[command(flatten)]
+        which: walrus::Which,
+    },
+    /// Write every current object of a bucket into a folder, verified, with a manifest
+    Export {
+        /// The bucket
+        bucket: String,
+        /// The folder: made, or empty
+        dir: PathBuf,
+        /// Go on with an export that was cut off
+        #[arg(long)]
+        resume: bool,
         #[command(flatten)]
         which: walrus::Which,
     },
@@ -193,6 +234,12 @@ pub struct Up {
     /// S3 [default: 127.0.0.1:9000]
     #[arg(long, value_name = "ADDR")]
     pub s3: Option<SocketAddr>,
+    /// S3 over TLS: PEM file of the certificate with its chain; renewed without a restart when the files change
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file of its private key
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
     /// Web console [default: 127.0.0.1:8888]
     #[arg(long, value_name = "ADDR")]
     pub console: Option<SocketAddr>,
@@ -257,11 +304,17 @@ pub fn run() -> Result<ExitCode> {
 
 fn walrus_alone(alone: WalrusAlone) -> Result<ExitCode> {
     match alone {
-        WalrusAlone::Serve { store, listen, access_key, secret_key, users, iam, settings } => {
-            let key = access_key.zip(secret_key);
-            standalone::serve(&standalone::Serve { store, listen, key, users, iam, settings })
+        WalrusAlone::Serve { store, listen, access_key, secret_key, users, iam, settings, tls_cert, tls_key } => {
+            let (key, tls) = (access_key.zip(secret_key), tls_cert.zip(tls_key));
+            standalone::serve(&standalone::Serve { store, listen, key, users, iam, settings, tls })
         }
         WalrusAlone::Usage { bucket, which } => walrus::usage(&which, bucket.as_deref()),
+        WalrusAlone::List { bucket, prefix, which } => {
+            walrus::store::list(&which, bucket.as_deref(), prefix.as_deref())
+        }
+        WalrusAlone::Check { last, which } => walrus::store::check(&which, last),
+        WalrusAlone::Reclaim { which } => walrus::store::reclaim(&which),
+        WalrusAlone::Export { bucket, dir, resume, which } => walrus::export::export(&which, &bucket, &dir, resume),
         WalrusAlone::Quota { bucket, max_bytes, max_objects, which } => {
             walrus::quota(&which, &bucket, max_bytes.as_deref(), max_objects)
         }
@@ -304,10 +357,17 @@ mod tests {
             "image add n --root f --kernel k --ramdisk r --state /s",
             "walrus serve --store d --listen 127.0.0.1:0 --access-key k --secret-key s",
             "walrus serve --store d --listen 127.0.0.1:0 --users f",
+            "walrus serve --store d --listen 127.0.0.1:0 --users f --tls-cert c --tls-key k",
+            "up --tls-cert c --tls-key k",
             "walrus serve --store d --listen 127.0.0.1:0 --users f --iam 127.0.0.1:0",
             "walrus serve --store d --listen 127.0.0.1:0 --users f --settings g",
             "walrus usage b --state /s",
             "walrus usage --endpoint http://127.0.0.1:9000",
+            "walrus list --state /s",
+            "walrus list b --prefix p --endpoint https://127.0.0.1:9000 --ca f",
+            "walrus check --last",
+            "walrus reclaim",
+            "walrus export b d --resume",
             "walrus quota b --max-bytes 10G --max-objects 5 --endpoint http://127.0.0.1:9000",
         ];
         for line in fine {
@@ -322,6 +382,9 @@ mod tests {
             "image add n",
             "up --account-id 1",
             "walrus serve --store d --listen 127.0.0.1:0",
+            "walrus list --prefix p",
+            "walrus serve --store d --listen 127.0.0.1:0 --users f --tls-cert c",
+            "walrus export b",
         ] {
             let parsed = Cli::try_parse_from(["karri"].into_iter().chain(line.split_whitespace()));
             assert!(parsed.is_err(), "{line} was taken");

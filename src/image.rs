@@ -57,7 +57,7 @@ pub fn add(layout: &Layout, files: &Files) -> Result<ExitCode> {
     }
     let runtime = layout.read_runtime()?;
     let cloud = Cloud {
-        s3: S3::new(&format!("http://{}", runtime.s3), layout.read_credentials()?.admin, &runtime.region)
+        s3: S3::new(&format!("http://{}", runtime.s3_inner), layout.read_credentials()?.admin, &runtime.region)
             .map_err(|why| anyhow!(why))?,
         api: format!("http://{}/", runtime.api),
         key: layout.read_credentials()?.admin,

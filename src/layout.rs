@@ -173,6 +173,11 @@ pub struct Runtime {
     pub api: SocketAddr,
     /// S3.
     pub s3: SocketAddr,
+    /// S3 speaks TLS there.
+    #[serde(default)]
+    pub s3_tls: bool,
+    /// S3 in plain HTTP, for this machine.
+    pub s3_inner: SocketAddr,
     /// The web console.
     pub console: SocketAddr,
     /// Metrics of all roles.

@@ -13,7 +13,7 @@
 //! | [`ask`] | `env` and `status` |
 //! | [`image`] | `image add` |
 //! | [`standalone`] | `walrus serve` and `storage export` |
-//! | [`walrus`] | `walrus usage` and `walrus quota` |
+//! | [`walrus`] | `walrus usage`, `quota`, `list`, `check`, `reclaim`, `export` |
 
 #![forbid(unsafe_code)]
 

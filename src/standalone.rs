@@ -17,6 +17,7 @@ use karri_control::audit::Trail;
 use karri_control::identity::alone::Listener;
 use karri_control::identity::{Directory, Seed};
 use karri_objectstore::operator::Operator;
+use karri_objectstore::tls::{Certificate, S3_PROTOCOLS};
 
 use crate::ask::print;
 use crate::chassis;
@@ -109,6 +110,8 @@ pub struct Serve {
     pub iam: Option<SocketAddr>,
     /// The operator's settings.
     pub settings: Option<PathBuf>,
+    /// Certificate and key of all listeners.
+    pub tls: Option<(PathBuf, PathBuf)>,
 }
 
 /// A file of users; `control/docs/identity.md` says what each field means.
@@ -188,21 +191,29 @@ pub fn serve(asked: &Serve) -> Result<ExitCode> {
         seeds.extend(read_users(&text).with_context(|| format!("--users {}", path.display()))?);
     }
     let operator = asked.settings.as_deref().map(Operator::read).transpose()?.unwrap_or_default();
+    let certificate = asked.tls.as_ref().map(|(cert, key)| Certificate::open(cert, key)).transpose()?;
+    let scheme = if certificate.is_some() { "https" } else { "http" };
+    let tls = |protocols| certificate.as_ref().map(|c| c.server(protocols)).transpose();
+    let s3_tls = tls(S3_PROTOCOLS)?;
+    let iam_tls = tls(&[b"http/1.1"])?;
     runtime()?.block_on(async {
+        if let Some(certificate) = certificate.clone() {
+            tokio::spawn(certificate.watch());
+        }
         let (ring, iam) = match asked.iam {
             None => (KeyRing::new(seeds.into_iter().map(key).collect::<Result<Vec<_>>>()?), None),
             Some(addr) => {
-                let (ring, listener) = identity(&asked.store, addr, &seeds).await?;
-                print(&format!("IAM and STS at http://{}\n", listener.addr()));
+                let (ring, listener) = identity(&asked.store, addr, &seeds, iam_tls).await?;
+                print(&format!("IAM and STS at {scheme}://{}\n", listener.addr()));
                 (ring, Some(listener))
             }
         };
         let (store, listen) = (asked.store.clone(), asked.listen);
-        let start = move || karri_objectstore::serve::alone_with(&store, listen, ring, REGION, operator);
+        let start = move || karri_objectstore::serve::alone_with(&store, listen, ring, REGION, operator, s3_tls);
         let walrus = tokio::task::spawn_blocking(start).await??;
         // Listened for before anyone is told that it is there: a signal that came in between would be lost.
         let stop = chassis::stop_requested()?;
-        print(&format!("ready: S3 at http://{}\n", walrus.local_addr()));
+        print(&format!("ready: S3 at {scheme}://{}\n", walrus.local_addr()));
         stop.await;
         if let Some(iam) = iam {
             iam.shutdown().await;
@@ -213,7 +224,12 @@ pub fn serve(asked: &Serve) -> Result<ExitCode> {
 }
 
 /// IAM and STS over records of their own in the folder.
-async fn identity(store: &Path, addr: SocketAddr, seeds: &[Seed]) -> Result<(KeyRing, Listener)> {
+async fn identity(
+    store: &Path,
+    addr: SocketAddr,
+    seeds: &[Seed],
+    tls: Option<Arc<rustls::ServerConfig>>,
+) -> Result<(KeyRing, Listener)> {
     let folder = store.join("identity");
     crate::layout::private_dir(&folder)?;
     let key = karri_control::identity::secrets::key_file(&folder.join("identity.key"))
@@ -226,7 +242,7 @@ async fn identity(store: &Path, addr: SocketAddr, seeds: &[Seed]) -> Result<(Key
     let ring = directory.ring().clone();
     let audit = folder.join("audit.log");
     let trail = Trail::open(&audit).with_context(|| audit.display().to_string())?;
-    let listener = Listener::start(directory, clock, REGION, addr, trail).await;
+    let listener = Listener::start(directory, clock, REGION, addr, trail, tls).await;
     Ok((ring, listener.with_context(|| format!("cannot listen on {addr} (--iam): is another karri running there?"))?))
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Promises: a call is answered after its line was handed to the system, so kill -9 loses no line of an answered call; a
 //! file ends at [`BYTES_MAX`] and [`KEPT`] older ones stay; parameters, and with them secrets, are never in it. A disk that
-//! takes no more lines stops no call: that is logged as an error, once a minute. Leaves S3's calls to Walrus.
+//! takes no more lines stops no call: that is logged as an error, once a minute. Leaves S3's calls to Walrus, whose log has the same fields.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};

@@ -30,13 +30,14 @@ use s3s::stream::{ByteStream, RemainingLength};
 use send_wrapper::SendWrapper;
 
 use crate::change::Change;
-use crate::core::{Core, CoreRef, Unnamed, seal_inline};
+use crate::core::{Core, CoreRef, Shared, Unnamed, seal_inline};
 use crate::crypt::{self, Cipher, Secret};
 use crate::digest::{self, Algorithm, Digests, Hasher};
 use crate::error::{self, Error, Kind, Result};
 use crate::hashing::OFFLOAD_MIN;
 use crate::keys;
 use crate::record::{Bucket, Data};
+use crate::scrub::report::{Fate, Finding, Place};
 
 /// Objects and parts up to this many bytes live in the metadata store.
 pub const INLINE_MAX: u64 = 64 << 10;
@@ -267,6 +268,9 @@ impl<B: BulkStore> Stored<B> {
         {
             blob.give_back(taken);
         }
+        if let (Self::Blob(blob), Ok(Ok(()))) = (self, &outcome) {
+            blob.named();
+        }
         outcome
     }
 }
@@ -348,8 +352,9 @@ async fn seal<B: BulkStore>(core: &CoreRef<B>, writer: B::Writer) -> Result<(Unn
     let core = core.clone();
     let sealed = karri_engine::spawn(async move {
         let id = writer.id();
+        let pin = core.shared.unnamed.pin(id);
         let len = writer.seal().await?;
-        Ok::<_, karri_bulk::BulkError>((Unnamed::new(&core, id), len))
+        Ok::<_, karri_bulk::BulkError>((Unnamed::new(&core, id, pin), len))
     });
     match sealed.await {
         Ok(outcome) => Ok(outcome?),
@@ -455,6 +460,8 @@ type Read = LocalBoxFuture<'static, Result<Result<Bytes, Gone>>>;
 pub struct Outgoing {
     /// Starts the read of one piece, at most [`BUFFER`] long.
     start: Box<dyn Fn(Piece) -> Read>,
+    /// Enters what is corrupt in the scrub's report.
+    told: Box<dyn Fn(&Error)>,
     plan: VecDeque<Piece>,
     reads: FuturesOrdered<Read>,
     first: Option<Bytes>,
@@ -463,7 +470,9 @@ pub struct Outgoing {
 }
 
 /// Starts reading; the first buffer is there when this answers, so that a caller can still read the record again.
-pub async fn open<B: BulkStore>(core: &CoreRef<B>, pieces: Vec<Piece>) -> Result<Result<Outgoing, Gone>> {
+///
+/// `place`: whose data it is, for the report of what is corrupt.
+pub async fn open<B: BulkStore>(core: &CoreRef<B>, pieces: Vec<Piece>, place: Place) -> Result<Result<Outgoing, Gone>> {
     let pins = pieces.iter().filter_map(|p| match p {
         Piece::Blob(id, ..) | Piece::Sealed(SealedPiece { data: Data::Blob(id), .. }) => {
             Some(core.shared.pins.pin(*id))
@@ -476,6 +485,10 @@ pub async fn open<B: BulkStore>(core: &CoreRef<B>, pieces: Vec<Piece>) -> Result
         plan: pieces.into(),
         reads: FuturesOrdered::new(),
         first: None,
+        told: Box::new({
+            let shared = core.shared.clone();
+            move |e: &Error| tell_damage(&shared, &place, e)
+        }),
         start: Box::new({
             let core = core.clone();
             move |piece| start(&core, piece)
@@ -486,10 +499,28 @@ pub async fn open<B: BulkStore>(core: &CoreRef<B>, pieces: Vec<Piece>) -> Result
         None => {}
         Some(Ok(Ok(bytes))) => out.first = Some(bytes),
         Some(Ok(Err(gone))) => return Ok(Err(gone)),
-        Some(Err(e)) => return Err(e),
+        Some(Err(e)) => {
+            (out.told)(&e);
+            return Err(e);
+        }
     }
     out.begin();
     Ok(Ok(out))
+}
+
+/// A read came upon damage: the report, the metrics and the log say so.
+pub fn tell_damage(shared: &Shared, place: &Place, e: &Error) {
+    if e.kind != Kind::DataDamaged {
+        return;
+    }
+    let below = e.source.as_ref().and_then(|below| below.downcast_ref());
+    let (what, why) = match below {
+        Some(BulkError::Corrupt { what, why }) => (what.clone(), why.clone()),
+        _ => ("the object's data".to_owned(), e.message.to_string()),
+    };
+    let at = shared.clock.now();
+    let finding = Finding { place: place.clone(), what, why, fate: Fate::Left, at, by_read: true };
+    shared.scrub.met(finding, &shared.metrics);
 }
 
 fn start<B: BulkStore>(core: &CoreRef<B>, piece: Piece) -> Read {
@@ -502,7 +533,7 @@ fn start<B: BulkStore>(core: &CoreRef<B>, piece: Piece) -> Read {
                 let Some(bytes) = core.inline(id).await? else { return Ok(Err(Gone)) };
                 let end = from + len;
                 if end > bytes.len() as u64 {
-                    return Err(Error::new(Kind::InternalError, "The object's data is shorter than its record says."));
+                    return Err(Error::new(Kind::DataDamaged, "The object's data is shorter than its record says."));
                 }
                 Ok(Ok(bytes.slice(from as usize..end as usize)))
             })
@@ -514,7 +545,7 @@ fn start<B: BulkStore>(core: &CoreRef<B>, piece: Piece) -> Read {
 /// Reads the chunks that hold a run, opens them and cuts the run out.
 async fn read_sealed<B: BulkStore>(core: CoreRef<B>, piece: SealedPiece) -> Result<Result<Bytes, Gone>> {
     let (first, at, len) = crypt::sealed_span(piece.size, piece.from, piece.len);
-    let short = || Error::new(Kind::InternalError, "The object's data is shorter than its record says.");
+    let short = || Error::new(Kind::DataDamaged, "The object's data is shorter than its record says.");
     let mut buf = match piece.data {
         Data::Blob(id) => {
             let (outcome, buf) = core.bulk.read_blob(id, at, Buf::for_read(len as usize)).await;
@@ -545,8 +576,7 @@ async fn read_sealed<B: BulkStore>(core: CoreRef<B>, piece: SealedPiece) -> Resu
     } else {
         karri_engine::offload(open).await
     };
-    let plain =
-        opened.map_err(|e| Error::new(Kind::InternalError, "The object's stored data is damaged.").caused(e))?;
+    let plain = opened.map_err(|e| Error::from(Kind::DataDamaged).caused(e))?;
     let skip = (piece.from - first * crypt::CHUNK) as usize;
     let end = skip + piece.len as usize;
     if end > plain.len() { Err(short()) } else { Ok(Ok(plain.slice(skip..end))) }
@@ -613,7 +643,10 @@ impl Stream for Outgoing {
                 Ok(bytes)
             }
             Ok(Err(Gone)) => Err(Error::new(Kind::InternalError, "The object was deleted while it was read.")),
-            Err(e) => Err(e),
+            Err(e) => {
+                (self.told)(&e);
+                Err(e)
+            }
         }))
     }
 }

@@ -9,12 +9,13 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use bytes::{BufMut, Bytes, BytesMut};
 use karri_base::aws::keys::{Key, KeyRing};
 use karri_base::clock::{Clock, UnixMicros};
-use karri_bulk::{BlobId, BulkStore};
+use karri_bulk::{BlobId, BulkError, BulkStore};
 use karri_meta::{Batch, MetaError, MetaStore, Scan};
 
 use crate::access::Leave;
 use crate::access::acl::Acl;
 use crate::accesslog::Logs;
+use crate::audit::Audit;
 use crate::buckets::{Buckets, Known};
 use crate::change::Change;
 use crate::config::lifecycle;
@@ -25,6 +26,9 @@ use crate::keys::{self, BucketId, DataId};
 use crate::notify::Event;
 use crate::operator::Operator;
 use crate::record::{self, Bucket, Manifest, Object};
+use crate::scrub::Scrub;
+use crate::scrub::quiet::Quiet;
+use crate::slow::Slow;
 use crate::usage::Usages;
 use crate::vault::Vault;
 
@@ -41,6 +45,18 @@ pub struct Shared {
     pub token_key: [u8; 32],
     /// Blobs that are being read.
     pub pins: Pins,
+    /// Blobs that are sealed, or are about to be, and that a commit may still name.
+    pub unnamed: Pins,
+    /// Commits under way, for those who look through the store meanwhile.
+    pub quiet: Quiet,
+    /// Passes over the store.
+    pub scrub: Scrub,
+    /// Slow requests.
+    pub slow: Slow,
+    /// Where each request is told, if the operator says so.
+    pub audit: OnceLock<Audit>,
+    /// When this process opened the store.
+    pub opened: UnixMicros,
     /// Counters.
     pub metrics: crate::metrics::Metrics,
     /// The key service.
@@ -72,10 +88,16 @@ impl Shared {
                 && let Ok(token_key) = value[..].try_into()
             {
                 return Ok(Arc::new(Self {
+                    opened: clock.now(),
                     clock,
                     region,
                     token_key,
                     pins: Pins::default(),
+                    unnamed: Pins::default(),
+                    quiet: Quiet::default(),
+                    scrub: Scrub::default(),
+                    slow: Slow::default(),
+                    audit: OnceLock::new(),
                     usages: metrics.usages.clone(),
                     logs: Logs::default(),
                     operator: OnceLock::new(),
@@ -152,6 +174,11 @@ impl Caller {
     pub fn is_system(&self) -> bool {
         self.key.as_ref().is_some_and(|key| is_system(key))
     }
+}
+
+/// True for the key of whoever runs this Walrus: karri's own roles, and the root of `walrus serve`'s own account.
+pub fn is_operator(key: &Key) -> bool {
+    is_system(key) || key.arn == "arn:aws:iam::000000000000:root"
 }
 
 /// True for the key of karri's own roles.
@@ -330,7 +357,11 @@ impl<B: BulkStore> Core<B> {
     /// The bytes under `I`, checked; `None` when they are gone (the object was replaced).
     pub async fn inline(&self, id: DataId) -> Result<Option<Bytes>> {
         let Some(stored) = self.meta.get(keys::inline(id)).await? else { return Ok(None) };
-        open_inline(&stored).map(Some)
+        let opened = open_inline(&stored);
+        opened.map(Some).map_err(|e| {
+            let (what, why) = (format!("small data {}", id.to_hex()), "it does not match its checksum".to_owned());
+            e.caused(BulkError::Corrupt { what, why })
+        })
     }
 
     /// A manifest; `None` when it is gone.
@@ -342,7 +373,9 @@ impl<B: BulkStore> Core<B> {
     /// Commits a batch that may queue work for the reclaimer.
     pub async fn commit(&self, batch: Batch) -> Result<(), MetaError> {
         let change = self.shared.buckets.change(&batch);
+        let turn = self.shared.quiet.begin(&batch, self.now());
         let outcome = self.reclaim.watch(self.meta.commit(batch)).await;
+        turn.end(&outcome);
         if change.done(&outcome) {
             self.shared.usages.bucket_changed();
         }
@@ -391,7 +424,7 @@ pub fn seal_inline(pieces: &[Bytes]) -> Bytes {
 
 /// The bytes in `I`'s value.
 pub fn open_inline(stored: &Bytes) -> Result<Bytes> {
-    let damaged = || Error::new(Kind::InternalError, "The object's stored data is damaged.");
+    let damaged = || Error::from(Kind::DataDamaged);
     if stored.len() < 4 {
         return Err(damaged());
     }
@@ -442,12 +475,14 @@ impl Drop for Pin {
 pub struct Unnamed<B: BulkStore> {
     core: CoreRef<B>,
     id: RefCell<Option<BlobId>>,
+    /// Keeps those off who look for blobs that no record knows.
+    pin: RefCell<Option<Pin>>,
 }
 
 impl<B: BulkStore> Unnamed<B> {
-    /// A blob just sealed.
-    pub fn new(core: &CoreRef<B>, id: BlobId) -> Self {
-        Self { core: core.clone(), id: RefCell::new(Some(id)) }
+    /// A blob just sealed, with its pin among those that have no name, taken before.
+    pub fn new(core: &CoreRef<B>, id: BlobId, pin: Pin) -> Self {
+        Self { core: core.clone(), id: RefCell::new(Some(id)), pin: RefCell::new(Some(pin)) }
     }
     /// The blob.
     pub fn id(&self) -> Option<BlobId> {
@@ -461,12 +496,19 @@ impl<B: BulkStore> Unnamed<B> {
     pub fn give_back(&self, id: Option<BlobId>) {
         *self.id.borrow_mut() = id;
     }
+    /// The commit did certainly happen.
+    pub fn named(&self) {
+        self.pin.borrow_mut().take();
+    }
 }
 
 impl<B: BulkStore> Drop for Unnamed<B> {
     fn drop(&mut self) {
         if let Some(id) = self.take() {
             self.core.reclaim.push([id]);
+        } else {
+            // Named, or nobody knows: then only the next start may say that it has no name.
+            std::mem::forget(self.pin.borrow_mut().take());
         }
     }
 }

@@ -154,6 +154,8 @@ kinds! {
     StorageFull => "XKarriStorageFull", 507, "The store has no room for this. Delete something or enlarge the store.";
     /// The body's SHA-256 is not the signed one.
     ContentSha256Mismatch => "XAmzContentSHA256Mismatch", 400, "The provided 'x-amz-content-sha256' header does not match what was computed.";
+    /// Stored bytes do not match their checksum, or are not there.
+    DataDamaged => "InternalError", 500, "The object's stored data is damaged.";
     /// The bucket's owner enforces ownership: lists are off.
     AccessControlListNotSupported => "AccessControlListNotSupported", 400, "The bucket does not allow ACLs";
     /// A preflight that no rule lets.
@@ -244,6 +246,7 @@ impl From<BulkError> for Error {
             BulkError::NoSpace { .. } | BulkError::Disk(karri_engine::disk::DiskError::NoSpace { .. }) => {
                 Kind::StorageFull
             }
+            BulkError::Corrupt { .. } => Kind::DataDamaged,
             _ => Kind::InternalError,
         };
         Self::from(kind).caused(e)

@@ -2,19 +2,22 @@
 //!
 //! Knows no socket: the server hands it hyper's requests, tests hand it their own.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{ACCESS_CONTROL_REQUEST_METHOD, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HOST, LOCATION, ORIGIN};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
-use karri_base::aws::keys::KeyRing;
+use karri_base::aws::keys::{Key, KeyRing};
 use karri_base::aws::sigv4::uri_encode;
+use karri_base::clock::UnixMicros;
 use karri_bulk::BulkStore;
 use karri_engine::exec;
 use s3s::service::S3Service;
@@ -30,9 +33,9 @@ use crate::guard::{self, Chunks, Framing};
 use crate::metrics::Metrics;
 use crate::note::Note;
 use crate::sig_v2;
-use crate::site;
 use crate::witness::Witness;
 use crate::xml::Out;
+use crate::{audit, site, slow};
 
 /// A body that brings nothing for so long is given up.
 pub const STALL: Duration = Duration::from_secs(60);
@@ -66,7 +69,12 @@ impl<B: BulkStore> Front<B> {
         let id = RequestId::new();
         let note = Note::default();
         let (mut head, body) = request.into_parts();
+        if head.version == Version::HTTP_2 {
+            settle(&mut head);
+        }
         let head_only = head.method == Method::HEAD;
+        let (uri, waited) = (head.uri.clone(), Rc::new(Cell::new(Duration::ZERO)));
+        let source = head.extensions.get::<Peer>().and_then(|peer| peer.source);
         let origin = Origin::of(&head);
         let site = site::bucket_of_host(&head.headers);
         let witness = Witness::of(&self.core.shared, &head, site.as_deref(), &id, began);
@@ -96,7 +104,12 @@ impl<B: BulkStore> Front<B> {
                     s3s::Body::empty()
                 } else {
                     let metrics = self.core.shared.metrics.clone();
-                    s3s::Body::http_body_unsync(OnCore(SendWrapper::new(Guarded::new(body, framing, metrics))))
+                    s3s::Body::http_body_unsync(OnCore(SendWrapper::new(Guarded::new(
+                        body,
+                        framing,
+                        metrics,
+                        waited.clone(),
+                    ))))
                 };
                 self.serve(Request::from_parts(head, body), &id).await
             }
@@ -125,7 +138,27 @@ impl<B: BulkStore> Front<B> {
             response.headers_mut().insert(CHARGED, HeaderValue::from_static("requester"));
         }
         let operation = note.named().unwrap_or("Refused");
-        self.core.shared.metrics.answered(operation, response.status().as_u16(), now().saturating_sub(began));
+        let took = now().saturating_sub(began);
+        self.core.shared.metrics.answered(operation, response.status().as_u16(), took);
+        if let Some(audit) = self.core.shared.audit.get() {
+            audit.record(&call(&self.core, &id, &note, &uri, source, took, &response));
+        }
+        let threshold = self.core.shared.operator.get().and_then(|o| o.slow).unwrap_or(slow::THRESHOLD);
+        if took >= threshold {
+            let (bucket, key) = uri.path().trim_start_matches('/').split_once('/').unwrap_or((uri.path(), ""));
+            let slow = slow::Request {
+                id: id.as_str(),
+                operation,
+                status: response.status().as_u16(),
+                account: note.sender().map_or("", |key| key.account.as_str()),
+                bucket,
+                key,
+                source: source.map_or_else(String::new, |ip| ip.to_string()),
+                took,
+                waited: waited.get(),
+            };
+            self.core.shared.slow.see(threshold, now(), &slow);
+        }
         if let Some(witness) = witness
             && let Ok(known) = self.core.known(witness.bucket()).await
         {
@@ -164,7 +197,12 @@ impl<B: BulkStore> Front<B> {
         };
         let kind = head.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let boundary = form::boundary(kind)?;
-        let mut body = OnCore(SendWrapper::new(Guarded::new(body, Framing::Plain, self.core.shared.metrics.clone())));
+        let mut body = OnCore(SendWrapper::new(Guarded::new(
+            body,
+            Framing::Plain,
+            self.core.shared.metrics.clone(),
+            Rc::default(),
+        )));
         let mut held = BytesMut::new();
         let (fields, at) = loop {
             if let Some(found) = form::head(&held, &boundary)? {
@@ -204,7 +242,8 @@ impl<B: BulkStore> Front<B> {
         let etag = done.headers_mut().remove(ETAG);
         let tag = etag.as_ref().and_then(|v| v.to_str().ok()).unwrap_or_default();
         let host = host.as_ref().and_then(|v| v.to_str().ok()).unwrap_or("localhost");
-        let location = format!("http://{host}{place}");
+        let scheme = if head.extensions.get::<Peer>().is_some_and(|peer| peer.secure) { "https" } else { "http" };
+        let location = format!("{scheme}://{host}{place}");
         let mut response = Response::new(s3s::Body::empty());
         *response.headers_mut() = std::mem::take(done.headers_mut());
         response.headers_mut().remove(CONTENT_LENGTH);
@@ -328,6 +367,62 @@ fn refuse(e: Error) -> Response<s3s::Body> {
     })
 }
 
+/// A request's line in the audit log.
+fn call<B: BulkStore>(
+    core: &CoreRef<B>,
+    id: &RequestId,
+    note: &Note,
+    uri: &Uri,
+    source: Option<std::net::IpAddr>,
+    took: Duration,
+    response: &Response<s3s::Body>,
+) -> audit::Call {
+    let status = response.status();
+    let document = (status.as_u16() >= 400).then(|| response.body().bytes()).flatten();
+    let code = document.as_deref().and_then(|d| std::str::from_utf8(d).ok()?.split("<Code>").nth(1)?.split('<').next());
+    let error = match code {
+        Some(code) => Some(code.to_owned()),
+        None if status.as_u16() >= 400 => Some(status.as_str().to_owned()),
+        None => None,
+    };
+    let decision = match note.admitted() {
+        Some(_) if status == StatusCode::FORBIDDEN => "deny",
+        Some(_) => "allow",
+        None if note.sender().is_some() && status == StatusCode::FORBIDDEN => "deny",
+        None => "none",
+    };
+    let path = percent_encoding::percent_decode_str(uri.path().trim_start_matches('/')).decode_utf8_lossy();
+    let sender = note.sender();
+    let text = |of: fn(&Key) -> &str| sender.map_or(String::new(), |key| of(key).to_owned());
+    let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    audit::Call {
+        time: UnixMicros(core.now().0.saturating_sub(ms * 1000)),
+        request_id: id.as_str().to_owned(),
+        source,
+        account: text(|key| key.account.as_str()),
+        principal: text(|key| &key.arn),
+        key: text(|key| &key.access_key_id),
+        action: note.named().unwrap_or("Refused"),
+        resources: if path.is_empty() { vec![] } else { vec![format!("arn:aws:s3:::{path}")] },
+        decision,
+        error,
+        ms,
+    }
+}
+
+/// A head of HTTP/2 as one of HTTP/1.1, which is what signatures are over: the authority is its host.
+fn settle(head: &mut Parts) {
+    if !head.headers.contains_key(HOST)
+        && let Some(authority) = head.uri.authority()
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        head.headers.insert(HOST, host);
+    }
+    if let Some(path) = head.uri.path_and_query().cloned() {
+        head.uri = Uri::from(path);
+    }
+}
+
 /// The core's monotonic time.
 pub(crate) fn now() -> Duration {
     if exec::on_executor() { exec::now() } else { Duration::ZERO }
@@ -341,11 +436,13 @@ struct Guarded<R> {
     out: VecDeque<Bytes>,
     stall: Option<Pin<Box<exec::Sleep>>>,
     metrics: Metrics,
+    /// For the client to send.
+    waited: Rc<Cell<Duration>>,
 }
 
 impl<R> Guarded<R> {
-    fn new(inner: R, framing: Framing, metrics: Metrics) -> Self {
-        Self { inner, framing, chunks: Chunks::new(framing), out: VecDeque::new(), stall: None, metrics }
+    fn new(inner: R, framing: Framing, metrics: Metrics, waited: Rc<Cell<Duration>>) -> Self {
+        Self { inner, framing, chunks: Chunks::new(framing), out: VecDeque::new(), stall: None, metrics, waited }
     }
 }
 
@@ -371,7 +468,10 @@ where
                     return Poll::Ready(Some(Err(std::io::Error::other(text).into())));
                 }
             };
-            self.stall = None;
+            if let Some(stall) = self.stall.take() {
+                let since = stall.deadline().saturating_sub(STALL);
+                self.waited.set(self.waited.get() + now().saturating_sub(since));
+            }
             match frame {
                 None => return Poll::Ready(None),
                 Some(Err(e)) => return Poll::Ready(Some(Err(e.into()))),

@@ -17,6 +17,10 @@
 //! | [`config`], [`buckets`] | what a bucket is configured to do; bucket records in memory |
 //! | [`ops`] | the operations, one file per verb family |
 //! | [`core`] | what one core serves with; the steps that operations share |
+//! | [`audit`] | a line of JSON for each request |
+//! | [`slow`] | the log of slow requests |
+//! | [`tls`] | the certificate, and its renewal |
+//! | [`scrub`] | looks through the whole store for what is corrupt, and for what nothing refers to |
 //! | [`body`] | bodies in and out with bounded memory |
 //! | [`hashing`], [`md5_lanes`] | checksums of many bodies at once |
 //! | [`change`], [`usage`] | one change of a bucket; objects and bytes counted, quotas |
@@ -43,6 +47,7 @@ pub mod access;
 pub mod accesslog;
 pub mod ageing;
 pub mod api;
+pub mod audit;
 pub mod body;
 pub mod buckets;
 pub mod change;
@@ -70,9 +75,12 @@ pub mod reclaim;
 pub mod record;
 pub mod role;
 pub mod route;
+pub mod scrub;
 pub mod serve;
 pub mod sig_v2;
 pub mod site;
+pub mod slow;
+pub mod tls;
 pub mod token;
 pub mod usage;
 pub mod vault;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use karri_base::clock::UnixMicros;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -18,12 +19,6 @@ struct Request {
     status: u16,
 }
 
-/// Labels of a latency.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Operation {
-    operation: &'static str,
-}
-
 /// Labels of a bucket.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BucketName {
@@ -37,6 +32,12 @@ struct To {
     destination: String,
 }
 
+/// Who came upon something corrupt.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct By {
+    by: &'static str,
+}
+
 /// Buckets with gauges of their own: the largest ones.
 const BUCKETS_SHOWN: usize = 1_000;
 
@@ -44,7 +45,7 @@ const BUCKETS_SHOWN: usize = 1_000;
 #[derive(Clone)]
 pub struct Metrics {
     requests: Family<Request, Counter>,
-    seconds: Family<Operation, Histogram, fn() -> Histogram>,
+    seconds: Family<Request, Histogram, fn() -> Histogram>,
     received: Counter,
     sent: Counter,
     reclaimed: Counter,
@@ -58,6 +59,12 @@ pub struct Metrics {
     bucket_bytes: Family<BucketName, Gauge>,
     objects: Gauge,
     object_bytes: Gauge,
+    audit_lost: Counter,
+    checked: Counter,
+    corrupt: Family<By, Counter>,
+    repaired: Counter,
+    last_scrub: Gauge,
+    corrupt_left: Gauge,
     /// What is in the buckets.
     pub usages: Usages,
 }
@@ -87,6 +94,12 @@ impl Default for Metrics {
             bucket_bytes: Family::default(),
             objects: Gauge::default(),
             object_bytes: Gauge::default(),
+            audit_lost: Counter::default(),
+            checked: Counter::default(),
+            corrupt: Family::default(),
+            repaired: Counter::default(),
+            last_scrub: Gauge::default(),
+            corrupt_left: Gauge::default(),
             usages: Usages::default(),
         }
     }
@@ -100,7 +113,7 @@ impl Metrics {
         r.register("requests", "Requests by operation and HTTP status", metrics.requests.clone());
         r.register_with_unit(
             "request",
-            "Time from a request's head to its answer's head",
+            "Time from a request's head to its answer's head, by operation and HTTP status",
             Unit::Seconds,
             metrics.seconds.clone(),
         );
@@ -121,6 +134,21 @@ impl Metrics {
         r.register("objects", "Object versions in all buckets", metrics.objects.clone());
         r.register_with_unit("objects", "Bytes in all buckets", Unit::Bytes, metrics.object_bytes.clone());
         r.register("bucket_objects", "Object versions in a bucket", metrics.bucket_objects.clone());
+        r.register(
+            "audit_lines_lost",
+            "Lines of the audit log for which there was no room",
+            metrics.audit_lost.clone(),
+        );
+        r.register_with_unit("scrub_read", "Bytes that the scrub read", Unit::Bytes, metrics.checked.clone());
+        r.register("corrupt_found", "Corrupt pieces of data, by the scrub and by reads", metrics.corrupt.clone());
+        r.register("scrub_repaired", "What the scrub found wrong and mended", metrics.repaired.clone());
+        r.register_with_unit(
+            "scrub_last_complete",
+            "When the scrub last looked through the whole store, since 1970; 0: never",
+            Unit::Seconds,
+            metrics.last_scrub.clone(),
+        );
+        r.register("scrub_corrupt_left", "What the last whole scrub left wrong", metrics.corrupt_left.clone());
         r.register_with_unit("bucket", "Bytes in a bucket", Unit::Bytes, metrics.bucket_bytes.clone());
         metrics
     }
@@ -152,6 +180,31 @@ impl Metrics {
         self.events_lag.get_or_create(&to).set(i64::try_from(seconds).unwrap_or(i64::MAX));
         self.events_waiting.get_or_create(&to).set(i64::try_from(waiting).unwrap_or(i64::MAX));
     }
+    /// Lines of the audit log are lost.
+    pub fn audit_lines_lost(&self, lines: u64) {
+        self.audit_lost.inc_by(lines);
+    }
+    /// The scrub read so much.
+    pub fn checked(&self, bytes: u64) {
+        self.checked.inc_by(bytes);
+    }
+    /// Something corrupt was found: by `scrub` or by `read`.
+    pub fn corrupt(&self, by: &'static str) {
+        self.corrupt.get_or_create(&By { by }).inc();
+    }
+    /// Corrupt pieces found so far by `scrub` or by `read`.
+    pub fn corrupt_found(&self, by: &'static str) -> u64 {
+        self.corrupt.get_or_create(&By { by }).get()
+    }
+    /// The scrub mended something.
+    pub fn repaired(&self) {
+        self.repaired.inc();
+    }
+    /// The scrub looked through the whole store and left so much wrong.
+    pub fn scrubbed(&self, at: UnixMicros, left: u64) {
+        self.last_scrub.set(i64::try_from(at.secs()).unwrap_or(i64::MAX));
+        self.corrupt_left.set(i64::try_from(left).unwrap_or(i64::MAX));
+    }
     /// Lines of access logs are in their bucket.
     pub fn log_lines_written(&self, lines: u64) {
         self.log_lines.inc_by(lines);
@@ -162,8 +215,9 @@ impl Metrics {
     }
     /// A request was answered.
     pub fn answered(&self, operation: &'static str, status: u16, took: Duration) {
-        self.requests.get_or_create(&Request { operation, status }).inc();
-        self.seconds.get_or_create(&Operation { operation }).observe(took.as_secs_f64());
+        let request = Request { operation, status };
+        self.requests.get_or_create(&request).inc();
+        self.seconds.get_or_create(&request).observe(took.as_secs_f64());
     }
     /// Bytes came in.
     pub fn received(&self, bytes: u64) {

@@ -3,6 +3,10 @@
 //!
 //! ```toml
 //! log_seconds = 300
+//! audit_log = "/var/log/karri-s3.log"     # a line for each request; none where it is not said
+//! slow_request_ms = 5000                 # a request that takes the server longer is logged; 0: none
+//! scrub_bytes_per_second = "16M"         # what the background scrub may read; "0": it does not run
+//! scrub_days = 7                         # from the beginning of a pass to that of the next
 //!
 //! [[webhook]]
 //! name = "hook"                        # arn:aws:sns:REGION:ACCOUNT:hook
@@ -30,6 +34,7 @@ use serde::Deserialize;
 
 use crate::config::simple::Quota;
 use crate::notify::{Destination, Destinations, Place};
+use crate::scrub::Pace;
 use crate::serve::StartError;
 
 /// The operator's settings, read.
@@ -41,6 +46,12 @@ pub struct Operator {
     pub log_roll: Option<Duration>,
     /// Where events may go.
     pub destinations: Destinations,
+    /// A line of JSON for each request goes here.
+    pub audit_log: Option<PathBuf>,
+    /// From when on a request is slow; zero: never.
+    pub slow: Option<Duration>,
+    /// How the background scrub goes about it.
+    pub scrub: Pace,
 }
 
 /// The file.
@@ -48,6 +59,10 @@ pub struct Operator {
 #[serde(deny_unknown_fields)]
 pub struct File {
     log_seconds: Option<u64>,
+    audit_log: Option<PathBuf>,
+    slow_request_ms: Option<u64>,
+    scrub_bytes_per_second: Option<String>,
+    scrub_days: Option<u64>,
     #[serde(default)]
     webhook: Vec<Webhook>,
     #[serde(default)]
@@ -114,7 +129,21 @@ impl TryFrom<File> for Operator {
     type Error = String;
 
     fn try_from(file: File) -> Result<Self, String> {
-        let mut this = Self { log_roll: file.log_seconds.map(Duration::from_secs), ..Self::default() };
+        let mut this = Self {
+            log_roll: file.log_seconds.map(Duration::from_secs),
+            audit_log: file.audit_log,
+            slow: file.slow_request_ms.map(Duration::from_millis),
+            ..Self::default()
+        };
+        if let Some(text) = &file.scrub_bytes_per_second {
+            this.scrub.bytes_per_second = parse_bytes(text).map_err(|e| format!("scrub_bytes_per_second: {e}"))?;
+        }
+        if let Some(days) = file.scrub_days {
+            if !(1..=3_650).contains(&days) {
+                return Err(format!("scrub_days is {days}; want 1 to 3650"));
+            }
+            this.scrub.days = days;
+        }
         for Webhook { name, url, token, accounts } in file.webhook {
             let uri: http::Uri = url.parse().map_err(|e| format!("webhook {name:?}: {url:?}: {e}"))?;
             if uri.scheme_str() != Some("http") || uri.host().is_none() {
@@ -157,18 +186,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().display();
         let text = format!(
-            "log_seconds = 5\n[[webhook]]\nname = \"h\"\nurl = \"http://127.0.0.1:1/x\"\n[[queue]]\nname = \"h\"\nfolder = \"{folder}\"\n\
+            "log_seconds = 5\nscrub_bytes_per_second = \"1M\"\n[[webhook]]\nname = \"h\"\nurl = \"http://127.0.0.1:1/x\"\n[[queue]]\nname = \"h\"\nfolder = \"{folder}\"\n\
              [[quota]]\naccount = \"000000000001\"\nmax_bytes = \"10G\"\n"
         );
         let operator = read(&text).unwrap();
         assert_eq!(operator.destinations.keys().collect::<Vec<_>>(), ["sns:h", "sqs:h"]);
         assert_eq!(operator.quotas["000000000001"], Quota { bytes: Some(10 << 30), objects: None });
         assert_eq!(operator.log_roll, Some(Duration::from_secs(5)));
+        assert_eq!(operator.scrub, Pace { bytes_per_second: 1 << 20, ..Pace::default() });
         for (text, why) in [
             ("[[quota]]\naccount = \"1\"", "quota"),
             ("[[webhook]]\nname = \"h\"\nurl = \"https://x/\"", "want http://"),
             ("[[webhook]]\nname = \"a b\"\nurl = \"http://x/\"", "no name"),
             ("[[queue]]\nname = \"q\"\nfolder = \"/absent/folder\"", "no folder"),
+            ("scrub_days = 0", "scrub_days"),
+            ("scrub_bytes_per_second = \"fast\"", "scrub_bytes_per_second"),
             ("colour = 1", "colour"),
         ] {
             let error = read(text).unwrap_err();

@@ -254,7 +254,7 @@ pub fn close_upload(batch: Batch, bucket: BucketId, upload_key: Bytes, raw: Byte
 }
 
 /// The bucket that an `X` record's parts are counted in.
-fn cleanup_bucket(record: &[u8]) -> Result<Option<BucketId>, Damage> {
+pub(crate) fn cleanup_bucket(record: &[u8]) -> Result<Option<BucketId>, Damage> {
     let mut fields = Fields::open(b'X', record)?;
     let mut bucket = None;
     while let Some((tag, bytes)) = fields.pull()? {

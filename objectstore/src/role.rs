@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::operator::Operator;
 use crate::record::codec::{Fields, Writer};
 use crate::serve::{Handle, ServeOptions, StartError, master_key, serve};
+use crate::tls::{Certificate, S3_PROTOCOLS};
 
 /// Pauses between attempts to hear from the cloud: from, to.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -52,7 +53,14 @@ pub async fn start(
         Some(path) => Operator::read(path)?,
         None => Operator::default(),
     };
+    let certificate = match (&section.tls_cert, &section.tls_key) {
+        (Some(cert), Some(key)) => Some(Certificate::open(cert, key)?),
+        (None, None) => None,
+        _ => return Err(StartError::Config { what: "tls_cert and tls_key in [walrus] go together".into() }),
+    };
     let options = ServeOptions {
+        tls: certificate.as_ref().map(|c| c.server(S3_PROTOCOLS)).transpose()?,
+        inner: section.inner,
         store_bytes: section.store_bytes,
         cores: section.cores,
         region: config.role.region.clone(),
@@ -63,13 +71,15 @@ pub async fn start(
     let handle = tokio::task::spawn_blocking(move || serve(options)).await;
     let handle = handle.map_err(|e| StartError::Config { what: format!("the start was cut off: {e}") })??;
     let watch = tokio::spawn(watch(cloud, keys.clone(), meta, master));
-    Ok(Arc::new(Walrus { handle: Arc::new(handle), keys, watch }))
+    let renewal = certificate.map(|certificate| tokio::spawn(certificate.watch()));
+    Ok(Arc::new(Walrus { handle: Arc::new(handle), keys, watch, renewal }))
 }
 
 struct Walrus {
     handle: Arc<Handle>,
     keys: KeyRing,
     watch: tokio::task::JoinHandle<()>,
+    renewal: Option<tokio::task::JoinHandle<()>>,
 }
 
 #[tonic::async_trait]
@@ -93,6 +103,9 @@ impl Running for Walrus {
 
     async fn shutdown(&self) {
         self.watch.abort();
+        if let Some(renewal) = &self.renewal {
+            renewal.abort();
+        }
         let handle = self.handle.clone();
         if let Err(error) = tokio::task::spawn_blocking(move || handle.shutdown()).await {
             tracing::error!(role = "walrus", error = %error, "the end was cut off");

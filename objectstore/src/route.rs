@@ -32,12 +32,32 @@ struct Row {
     operations: [Option<&'static str>; 3],
 }
 
+impl Row {
+    fn operation(&self, method: &Method) -> Option<&'static str> {
+        let at = match *method {
+            Method::GET => 0,
+            Method::PUT => 1,
+            Method::DELETE => 2,
+            _ => usize::MAX,
+        };
+        self.operations.get(at).copied().flatten()
+    }
+}
+
 const fn row(name: &'static str, operations: [Option<&'static str>; 3]) -> Row {
     Row { name, object: false, operations }
 }
 
 /// Karri's own, of a bucket or, at the root, of the caller's account.
 const USAGE: &str = "usage";
+
+/// Karri's own, at the root: of the caller's account, or of the whole store.
+const ROOT_ROWS: &[Row] = &[
+    row(USAGE, [Some("GetAccountUsage"), None, None]),
+    row("buckets", [Some("ListStoreBuckets"), None, None]),
+    row("scrub", [Some("GetStoreReport"), Some("CheckStore"), None]),
+    row("reclaim", [None, Some("ReclaimStore"), None]),
+];
 
 const ROWS: &[Row] = &[
     row("acl", [Some("GetBucketAcl"), Some("PutBucketAcl"), None]),
@@ -73,12 +93,12 @@ const ROWS: &[Row] = &[
 
 /// True for a subresource's name.
 pub fn is_subresource(name: &str) -> bool {
-    ROWS.iter().any(|row| row.name == name)
+    ROWS.iter().chain(ROOT_ROWS).any(|row| row.name == name)
 }
 
 /// The operations' names, for metrics and logs.
 pub fn operations() -> impl Iterator<Item = &'static str> {
-    ROWS.iter().flat_map(|row| row.operations.into_iter().flatten()).chain(["GetAccountUsage"])
+    ROWS.iter().chain(ROOT_ROWS).flat_map(|row| row.operations.into_iter().flatten())
 }
 
 /// A request that is for here.
@@ -94,8 +114,9 @@ fn find(method: &Method, uri: &Uri) -> Option<Match> {
     let path = percent_encoding::percent_decode_str(uri.path()).decode_utf8().ok()?;
     let (bucket, key) = match s3s::path::parse_path_style(&path).ok()? {
         S3Path::Root => {
-            let is_usage = *method == Method::GET && parse_query(query).iter().any(|(n, _)| n == USAGE);
-            return is_usage.then(|| Match { operation: Some("GetAccountUsage"), bucket: String::new(), key: None });
+            let query = parse_query(query);
+            let row = ROOT_ROWS.iter().find(|row| query.iter().any(|(n, _)| n == row.name))?;
+            return Some(Match { operation: row.operation(method), bucket: String::new(), key: None });
         }
         S3Path::Bucket { bucket } => (bucket, None),
         S3Path::Object { bucket, key } => (bucket, Some(key)),
@@ -105,14 +126,7 @@ fn find(method: &Method, uri: &Uri) -> Option<Match> {
         return Some(Match { operation: Some("RenameObject"), bucket: bucket.into(), key: key.map(Into::into) });
     }
     let row = ROWS.iter().find(|row| row.object == key.is_some() && query.iter().any(|(n, _)| n == row.name))?;
-    let at = match *method {
-        Method::GET => 0,
-        Method::PUT => 1,
-        Method::DELETE => 2,
-        _ => usize::MAX,
-    };
-    let operation = row.operations.get(at).copied().flatten();
-    Some(Match { operation, bucket: bucket.into(), key: key.map(Into::into) })
+    Some(Match { operation: row.operation(method), bucket: bucket.into(), key: key.map(Into::into) })
 }
 
 /// The routes of one core.

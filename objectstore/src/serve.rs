@@ -26,9 +26,11 @@ use karri_engine::net::Listener;
 use karri_engine::{EngineError, http};
 use karri_meta::rocks::{self, RocksStore};
 use karri_meta::{MetaError, MetaStore};
+use rustls::ServerConfig;
 
 use crate::accesslog;
 use crate::ageing;
+use crate::audit::Audit;
 use crate::config::lifecycle::Calendar;
 use crate::core::{Core, CoreRef, Shared};
 use crate::courier::{Bag, Courier};
@@ -38,6 +40,7 @@ use crate::front::Front;
 use crate::metrics::Metrics;
 use crate::operator::Operator;
 use crate::reclaim;
+use crate::scrub;
 use crate::vault::Vault;
 
 /// How long requests may still take once Walrus is told to stop.
@@ -109,6 +112,10 @@ pub struct ServeOptions {
     pub calendar: Calendar,
     /// What only the operator may set.
     pub operator: Operator,
+    /// TLS on the listener; plain HTTP without.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// Where plain HTTP is listened for besides, such as by other roles of this machine.
+    pub inner: Option<SocketAddr>,
 }
 
 impl ServeOptions {
@@ -127,6 +134,8 @@ impl ServeOptions {
             clock: Arc::new(SystemClock),
             calendar: Calendar::default(),
             operator: Operator::default(),
+            tls: None,
+            inner: None,
         }
     }
 }
@@ -140,6 +149,7 @@ pub struct Handle {
     cores: Cores,
     ends: Mutex<Ends>,
     courier: Mutex<Option<Courier>>,
+    shared: Arc<Shared>,
 }
 
 /// How to stop the jobs that run on the cores: serving ones first, the store's keeper last.
@@ -209,6 +219,9 @@ impl Handle {
             let _ = stop.send(());
         }
         overs.iter().for_each(End::wait);
+        if let Some(audit) = self.shared.audit.get() {
+            audit.close();
+        }
         drop(self.courier.lock().unwrap_or_else(PoisonError::into_inner).take());
         if let Some(End { stop, over }) = ends.keeper {
             let _ = stop.send(());
@@ -254,22 +267,23 @@ pub fn alone(
     region: &str,
     operator: Operator,
 ) -> Result<Handle, StartError> {
-    alone_with(dir, listen, KeyRing::new(keys), region, operator)
+    alone_with(dir, listen, KeyRing::new(keys), region, operator, None)
 }
 
-/// S3 without a cloud, to whom this ring knows now and later.
+/// S3 without a cloud, to whom this ring knows now and later; over TLS where it is configured.
 pub fn alone_with(
     dir: &Path,
     listen: SocketAddr,
     keys: KeyRing,
     region: &str,
     operator: Operator,
+    tls: Option<Arc<ServerConfig>>,
 ) -> Result<Handle, StartError> {
     std::fs::create_dir_all(dir)
         .map_err(|e| StartError::Config { what: format!("the folder {} cannot be made: {e}", dir.display()) })?;
     let meta = Arc::new(RocksStore::open(dir.join("meta"), &rocks::Options::default())?);
     let options = ServeOptions::new(listen, dir.join("objects"), meta, keys, master_key(dir)?);
-    serve(ServeOptions { region: region.to_owned(), calendar: calendar()?, operator, ..options })
+    serve(ServeOptions { region: region.to_owned(), calendar: calendar()?, operator, tls, ..options })
 }
 
 /// `KARRI_LIFECYCLE_DAY_SECONDS`: how long a day is to lifecycle rules, for the conformance suite.
@@ -293,10 +307,13 @@ pub fn master_key(dir: &Path) -> Result<Secret, StartError> {
 /// Starts Walrus. Blocks until it listens; not from an engine core.
 pub fn serve(options: ServeOptions) -> Result<Handle, StartError> {
     check_free(options.listen)?;
+    options.inner.map_or(Ok(()), check_free)?;
     let store_bytes = store_bytes(&options)?;
     let cores = Cores::start(options.cores, &CoreOptions { name: "walrus".into(), ..CoreOptions::default() })?;
     let usage = Arc::new(SharedUsage::default());
-    let ServeOptions { listen, store, meta, keys, region, metrics, clock, master, calendar, operator, .. } = options;
+    let ServeOptions {
+        listen, store, meta, keys, region, metrics, clock, master, calendar, operator, tls, inner, ..
+    } = options;
     let destinations = operator.destinations.clone();
     let settings = Settings { clock, region, metrics, master, operator };
 
@@ -328,6 +345,8 @@ pub fn serve(options: ServeOptions) -> Result<Handle, StartError> {
         let (end, life) = End::new();
         let site = Site {
             listen: local,
+            tls: tls.clone(),
+            inner,
             store: store.clone(),
             sharer: sharer.clone(),
             meta: meta.clone(),
@@ -342,13 +361,15 @@ pub fn serve(options: ServeOptions) -> Result<Handle, StartError> {
         match is_ready.recv().unwrap_or(Err(StartError::Core(RunError::Closed))) {
             Ok(address) => local = address,
             Err(e) => {
-                drop(Handle { local, usage, cores, ends: Mutex::new(ends), courier: Mutex::default() });
+                drop(Handle { local, usage, cores, ends: Mutex::new(ends), courier: Mutex::default(), shared });
                 return Err(e);
             }
         }
     }
-    tracing::info!(listen = %local, store = %store.display(), cores = cores.len(), "Walrus serves");
-    let handle = Handle { local, usage, cores, ends: Mutex::new(ends), courier: Mutex::default() };
+    let secure = tls.is_some();
+    tracing::info!(listen = %local, tls = secure, store = %store.display(), cores = cores.len(), "Walrus serves");
+    let handle =
+        Handle { local, usage, cores, ends: Mutex::new(ends), courier: Mutex::default(), shared: shared.clone() };
     if !destinations.is_empty() {
         let bag = Bag { meta, clock: shared.clock.clone(), metrics: shared.metrics.clone() };
         let courier = Courier::start(bag, destinations)
@@ -414,6 +435,11 @@ async fn keep(
         let store = LocalStore::open_or_format(disk, &path.display().to_string(), Options::default()).await?;
         let Settings { clock, region, metrics, master, operator } = settings;
         let shared = Shared::open(&meta, clock, region, metrics, master).await?;
+        if let Some(path) = &operator.audit_log {
+            let audit = Audit::open(path, shared.metrics.clone())
+                .map_err(|e| StartError::Config { what: format!("audit_log {}: {e}", path.display()) })?;
+            let _ = shared.audit.set(audit);
+        }
         // Set once: this is the one opening.
         let _ = shared.operator.set(operator);
         // Before anything is served: whatever of these no record names belongs to nobody.
@@ -443,6 +469,8 @@ async fn keep(
 /// One core's Walrus, on its way to the core.
 struct Site {
     listen: SocketAddr,
+    tls: Option<Arc<ServerConfig>>,
+    inner: Option<SocketAddr>,
     store: PathBuf,
     sharer: Sharer,
     meta: Arc<dyn MetaStore>,
@@ -457,11 +485,11 @@ struct Site {
 
 impl Site {
     async fn run(self, ready: mpsc::Sender<Result<SocketAddr, StartError>>, mut life: Life) {
-        let (listener, store) = match self.open() {
-            Ok((listener, store, address)) => {
+        let (listener, inner, store) = match self.open() {
+            Ok((listener, inner, store, address)) => {
                 // The starter waits for it.
                 let _ = ready.send(Ok(address));
-                (listener, store)
+                (listener, inner, store)
             }
             Err(e) => {
                 let _ = ready.send(Err(e));
@@ -479,12 +507,14 @@ impl Site {
             karri_engine::spawn(async move {
                 tidy(&core, &candidates).await;
                 let roll = core.shared.operator.get().and_then(|o| o.log_roll).unwrap_or(accesslog::ROLL);
-                futures_util::future::join3(age(&core, calendar), show_usage(&core), write_logs(&core, roll)).await;
+                let pace = core.shared.operator.get().map(|o| o.scrub).unwrap_or_default();
+                let jobs = (age(&core, calendar), show_usage(&core), write_logs(&core, roll), scrub::run(&core, pace));
+                futures_util::future::join4(jobs.0, jobs.1, jobs.2, jobs.3).await;
             })
         });
         let make = |peer: http::Peer| {
             let front = front.clone();
-            let peer = crate::api::Peer { source: peer.address.map(|a| a.ip()), secure: false };
+            let peer = crate::api::Peer { source: peer.address.map(|a| a.ip()), secure: peer.secure };
             hyper::service::service_fn(move |mut request: hyper::Request<_>| {
                 let front = front.clone();
                 request.extensions_mut().insert(peer);
@@ -492,7 +522,25 @@ impl Site {
             })
         };
         let limits = http::Limits { drain: DRAIN, ..http::Limits::default() };
-        let serving = http::serve(listener, make, limits, drain.clone());
+        let serving = async {
+            let inner = async {
+                match inner {
+                    Some(listener) => http::serve(listener, make, limits.clone(), drain.clone()).await,
+                    None => http::Served::default(),
+                }
+            };
+            match self.tls {
+                None => http::serve(listener, make, limits.clone(), drain.clone()).await,
+                Some(tls) => {
+                    let outer = http::serve_tls(listener, make, limits.clone(), drain.clone(), tls);
+                    let (outer, inner) = futures_util::future::join(outer, inner).await;
+                    http::Served {
+                        connections: outer.connections + inner.connections,
+                        cut_off: outer.cut_off + inner.cut_off,
+                    }
+                }
+            }
+        };
         let stopping = async {
             // A handle that is gone without a word means the same.
             let _ = (&mut life.stopped).await;
@@ -512,11 +560,12 @@ impl Site {
         }
     }
 
-    fn open(&self) -> Result<(Listener, Store, SocketAddr), StartError> {
+    fn open(&self) -> Result<(Listener, Option<Listener>, Store, SocketAddr), StartError> {
         let listener = Listener::bind(self.listen)?;
         let address = listener.local_addr().map_err(|source| StartError::Listen { address: self.listen, source })?;
+        let inner = self.inner.filter(|_| self.tls.is_some()).map(Listener::bind).transpose()?;
         let disk = UringDisk::open(&self.store, &OpenOptions::default())?;
-        Ok((listener, self.sharer.attach(disk), address))
+        Ok((listener, inner, self.sharer.attach(disk), address))
     }
 }
 

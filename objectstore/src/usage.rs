@@ -189,6 +189,14 @@ impl Meter {
         let inner = self.lock();
         inner.total + inner.pending
     }
+    /// A slot that nobody has and that may be another than is known here.
+    fn doubted(self: &Arc<Self>) -> Option<Turn> {
+        let mut inner = self.lock();
+        let at = inner.free.iter().position(|index| inner.slots[*index as usize].stale)?;
+        let index = inner.free.swap_remove(at);
+        let slot = inner.slots[index as usize].clone();
+        Some(Turn { meter: self.clone(), index, slot, change: Amount::default(), begun: false })
+    }
     /// Begins a commit that changes so much.
     fn begin(self: &Arc<Self>, change: Amount) -> Turn {
         let mut inner = self.lock();
@@ -321,6 +329,26 @@ impl<B: BulkStore> Core<B> {
         }
         let turn = self.meter(bucket).await?.begin(change);
         self.commit_in(turn, bucket, &mut batch).await
+    }
+
+    /// Commits a batch that puts right by so much what is counted.
+    pub async fn adjust_usage(
+        &self,
+        bucket: BucketId,
+        change: Amount,
+        mut batch: Batch,
+    ) -> Result<Result<(), MetaError>> {
+        let turn = self.meter(bucket).await?.begin(change);
+        self.commit_in(turn, bucket, &mut batch).await
+    }
+
+    /// A bucket's meter, with the slots read again whose commits were cut off.
+    pub async fn settled_meter(&self, bucket: BucketId) -> Result<Arc<Meter>> {
+        let meter = self.meter(bucket).await?;
+        while let Some(mut turn) = meter.doubted() {
+            turn.refresh(self.meta.get(keys::usage(bucket, turn.index)).await?)?;
+        }
+        Ok(meter)
     }
 
     async fn commit_in(&self, mut turn: Turn, bucket: BucketId, batch: &mut Batch) -> Result<Result<(), MetaError>> {

@@ -145,6 +145,10 @@ async fn stop_instances(node: tonic::transport::Channel) -> Result<()> {
 struct Addresses {
     api: SocketAddr,
     s3: SocketAddr,
+    /// S3 speaks TLS.
+    tls: bool,
+    /// S3 without TLS, for this machine.
+    inner: SocketAddr,
     console: SocketAddr,
     metrics: SocketAddr,
     roles: BTreeMap<Role, RoleAddresses>,
@@ -161,6 +165,7 @@ impl Addresses {
         let taken = &mut Vec::new();
         let api = ports::settle(settings.api, "--api", taken, patience).await?;
         let s3 = ports::settle(settings.s3, "--s3", taken, patience).await?;
+        let inner = if settings.tls.is_some() { ports::private(taken)? } else { s3 };
         let console = ports::settle(settings.console, "--console", taken, patience).await?;
         let _iscsi = ports::settle(settings.iscsi, "--iscsi", taken, patience).await?;
         let metrics = ports::settle(settings.metrics, "--metrics", taken, patience).await?;
@@ -168,7 +173,8 @@ impl Addresses {
         for role in Role::ALL {
             roles.insert(role, RoleAddresses { grpc: ports::private(taken)?, metrics: ports::private(taken)? });
         }
-        Ok(Self { api, s3, console, metrics, roles })
+        let tls = settings.tls.is_some();
+        Ok(Self { api, s3, tls, inner, console, metrics, roles })
     }
 
     fn of(&self, role: Role) -> &RoleAddresses {
@@ -179,7 +185,7 @@ impl Addresses {
     fn line(&self, role: Role) -> String {
         match role {
             Role::Cloud => format!("EC2, IAM, STS at http://{}", self.api),
-            Role::Walrus => format!("S3 at http://{}", self.s3),
+            Role::Walrus => format!("S3 at {}://{}", if self.tls { "https" } else { "http" }, self.s3),
             _ => format!("gRPC at {}", self.of(role).grpc),
         }
     }
@@ -190,6 +196,8 @@ impl Addresses {
             region: region.to_owned(),
             api: self.api,
             s3: self.s3,
+            s3_tls: self.tls,
+            s3_inner: self.inner,
             console: self.console,
             metrics: self.metrics,
             grpc: self.roles.iter().map(|(role, at)| (role.name().to_owned(), at.grpc)).collect(),
@@ -228,7 +236,7 @@ fn role_config(
             node: grpc(Role::Node),
             storage: grpc(Role::Storage),
             walrus: grpc(Role::Walrus),
-            s3: Some(format!("http://{}", addresses.s3)),
+            s3: Some(format!("http://{}", addresses.inner)),
         },
         cloud: None,
         node: None,
@@ -249,7 +257,11 @@ fn role_config(
         Role::Walrus => {
             let (store, store_bytes, cores) = store(role, &settings.walrus)?;
             let operator = settings.walrus_settings.clone();
-            config.walrus = Some(Walrus { listen: addresses.s3, store, store_bytes, cores, settings: operator });
+            let (tls_cert, tls_key) = settings.tls.clone().unzip();
+            let inner = addresses.tls.then_some(addresses.inner);
+            let listen = addresses.s3;
+            config.walrus =
+                Some(Walrus { listen, store, store_bytes, cores, tls_cert, tls_key, inner, settings: operator });
         }
     }
     Ok(config)

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use karri_base::config::{Hypervisor, Network};
 use karri_base::id::AccountId;
 use karri_base::units::{GIB, parse_bytes};
@@ -28,6 +28,8 @@ pub struct File {
     hypervisor: Option<Hypervisor>,
     network: Option<Network>,
     walrus_settings: Option<PathBuf>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
     #[serde(default)]
     walrus: Store,
     #[serde(default)]
@@ -68,6 +70,8 @@ pub struct Settings {
     pub network: Network,
     pub keep_instances: bool,
     pub walrus_settings: Option<PathBuf>,
+    /// Certificate and key of the S3 listener.
+    pub tls: Option<(PathBuf, PathBuf)>,
     pub walrus: Store,
     pub storage: Store,
 }
@@ -78,6 +82,12 @@ impl Settings {
         let file: File = flags.config.as_deref().map(layout::read_toml).transpose()?.unwrap_or_default();
         let listen = |flag: Option<SocketAddr>, file: Option<SocketAddr>, port| {
             flag.or(file).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], port)))
+        };
+        let tls = match (flags.tls_cert.clone().or(file.tls_cert), flags.tls_key.clone().or(file.tls_key)) {
+            // Roles have working folders of their own.
+            (Some(cert), Some(key)) => Some((std::path::absolute(cert)?, std::path::absolute(key)?)),
+            (None, None) => None,
+            _ => bail!("--tls-cert and --tls-key go together"),
         };
         let region = flags.region.clone().or(file.region).unwrap_or_else(|| "us-east-1".into());
         Ok(Self {
@@ -94,6 +104,7 @@ impl Settings {
             network: flags.network.or(file.network).unwrap_or_default(),
             keep_instances: flags.keep_instances,
             walrus_settings: file.walrus_settings,
+            tls,
             walrus: file.walrus,
             storage: file.storage,
         })

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`alone`] | a volume or Walrus without a cloud starts and ends in order |
 //! | [`identity`] | IAM and STS with boto3: S3 and EC2 obey |
+//! | [`operate`] | lists, checks, exports; TLS |
 //! | [`s3`] | the quick start's S3 part, with aws cli and s3cmd |
 //! | [`tools`] | rclone, restic, s3fs, SigV2 by curl, minio-py against a Walrus alone |
 //! | [`vm`] | image, instance, console, volume written by one guest and read by another |
@@ -17,6 +18,7 @@ mod alone;
 mod cloud;
 mod faults;
 mod identity;
+mod operate;
 mod refusals;
 mod s3;
 mod tools;

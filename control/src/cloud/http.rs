@@ -21,8 +21,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use karri_base::aws::verify::{AuthError, Verifier, claimed_service};
 use karri_base::clock::Clock;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
 
 use crate::wire::query::decode_form;
 use crate::wire::{Invalid, Tree, Xml};
@@ -108,7 +111,18 @@ pub fn not_here(service: &str) -> ApiError {
 }
 
 /// Accepts until `stop` turns true, then lets the requests under way finish.
-pub async fn serve(listener: TcpListener, api: Arc<dyn Api>, mut stop: watch::Receiver<bool>) {
+pub async fn serve(listener: TcpListener, api: Arc<dyn Api>, stop: watch::Receiver<bool>) {
+    serve_over(None, listener, api, stop).await;
+}
+
+/// As [`serve`], over TLS where it is configured.
+pub async fn serve_over(
+    tls: Option<Arc<ServerConfig>>,
+    listener: TcpListener,
+    api: Arc<dyn Api>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let tls = tls.map(TlsAcceptor::from);
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -128,16 +142,43 @@ pub async fn serve(listener: TcpListener, api: Arc<dyn Api>, mut stop: watch::Re
             }
         };
         let _ = stream.set_nodelay(true);
-        let (api, stop) = (api.clone(), stop.clone());
+        let (api, stop, tls) = (api.clone(), stop.clone(), tls.clone());
         connections.spawn(async move {
-            connection(stream, peer, api, stop).await;
+            match tls {
+                None => connection(stream, peer, api, stop).await,
+                Some(tls) => secured(tls, stream, peer, api, stop).await,
+            }
             drop(slot);
         });
     }
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection(stream: tokio::net::TcpStream, peer: IpAddr, api: Arc<dyn Api>, mut stop: watch::Receiver<bool>) {
+/// A connection over TLS, once hands are shaken.
+async fn secured(
+    tls: TlsAcceptor,
+    stream: tokio::net::TcpStream,
+    peer: IpAddr,
+    api: Arc<dyn Api>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(SENDING_MAX, tls.accept(stream)) => shaken,
+        () = stopped(&mut stop) => return,
+    };
+    match shaken {
+        Ok(Ok(stream)) => connection(stream, peer, api, stop).await,
+        Ok(Err(e)) => tracing::debug!(error = %e, "a TLS handshake failed"),
+        Err(_) => tracing::debug!("a TLS handshake took too long"),
+    }
+}
+
+async fn connection<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    peer: IpAddr,
+    api: Arc<dyn Api>,
+    mut stop: watch::Receiver<bool>,
+) {
     let service = service_fn(move |request| {
         let api = api.clone();
         async move { Ok::<_, Infallible>(answer(api, peer, request).await) }

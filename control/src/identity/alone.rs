@@ -90,7 +90,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens on `addr` (port 0 picks one); calls are told to the trail.
+    /// Listens on `addr` (port 0 picks one), over TLS where it is configured; calls are told to the trail.
     ///
     /// # Errors
     /// The system's.
@@ -100,13 +100,14 @@ impl Listener {
         region: &str,
         addr: SocketAddr,
         trail: Trail,
+        tls: Option<Arc<rustls::ServerConfig>>,
     ) -> std::io::Result<Self> {
         let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;
         let verifier = Verifier::new(directory.ring().clone());
         let api = Arc::new(Alone { trail, directory, verifier, clock, region: region.to_owned() });
         let stop = watch::Sender::new(false);
-        let task = tokio::spawn(http::serve(listener, api, stop.subscribe()));
+        let task = tokio::spawn(http::serve_over(tls, listener, api, stop.subscribe()));
         Ok(Self { addr, stop, task })
     }
     /// Where it listens.

@@ -157,6 +157,15 @@ pub struct Walrus {
     /// Engine cores.
     #[serde(default = "default_cores")]
     pub cores: usize,
+    /// PEM file of the S3 listener's certificate, with its chain; without it the listener speaks plain HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file of its private key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
+    /// Where a Walrus whose listener speaks TLS speaks plain HTTP, for the roles of this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inner: Option<SocketAddr>,
     /// The operator's settings of Walrus, such as accounts' quotas: a TOML file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settings: Option<PathBuf>,

@@ -12,7 +12,7 @@ use crate::config::simple::{self, Ownership, PublicAccess, Quota, Tags};
 use crate::config::{Doc, cors, lifecycle, website};
 use crate::delivery;
 use crate::error::{Error, Kind, Result};
-use crate::ops::object_acl;
+use crate::ops::{object_acl, store};
 use crate::record::Bucket;
 use crate::route::{Answer, Asked};
 use crate::usage::Amount;
@@ -134,12 +134,13 @@ pub async fn call<B: BulkStore>(operation: &'static str, asked: &Asked<'_, B>) -
                 }
             })))
         }
+        "ListStoreBuckets" | "GetStoreReport" | "CheckStore" | "ReclaimStore" => store::call(operation, asked).await,
         _ => Err(Kind::NotImplemented.into()),
     }
 }
 
 /// What is used, and what may be.
-fn usage(out: &mut Out, used: Amount, quota: Quota) {
+pub(crate) fn usage(out: &mut Out, used: Amount, quota: Quota) {
     out.text("Objects", &used.objects.max(0).to_string());
     out.text("Bytes", &used.bytes.max(0).to_string());
     quota.write(out);

@@ -23,6 +23,7 @@ use crate::ops::condition::ReadConditions;
 use crate::ops::encryption::{CustomerKey, Shown};
 use crate::ops::lock;
 use crate::record::{Data, Headers, Manifest, Object, Part};
+use crate::scrub::report::Place;
 use crate::versions::{Which, id_shown};
 
 /// Times that a record is read again because its data went away under a reader.
@@ -238,16 +239,20 @@ pub async fn loop_until_whole<B: BulkStore>(
     for _ in 0..RETRIES {
         let Readable { seen, version_id, key } = find(core, caller, wanted).await?;
         let raw = seen.raw.clone();
+        let place =
+            Place { bucket: wanted.bucket.to_owned(), key: wanted.key.to_owned(), version: seen.value.version_text() };
         let found = locate(core, seen.value, key.as_ref(), wanted.selection, true).await?;
         let Some(found) = found else { continue };
         let found = Found { version_id, ..found };
-        match body::open(core, found.pieces.clone()).await? {
+        match body::open(core, found.pieces.clone(), place.clone()).await? {
             Ok(outgoing) => return Ok((found, outgoing)),
             Err(body::Gone) => {
                 // Still named by the same record: then it is not a race but a loss, and must not look like one.
                 let again = find(core, caller, wanted).await?;
                 if again.seen.raw == raw {
-                    return Err(Error::new(Kind::InternalError, "The object's data is missing from the store."));
+                    let lost = Error::new(Kind::DataDamaged, "The object's data is missing from the store.");
+                    body::tell_damage(&core.shared, &place, &lost);
+                    return Err(lost);
                 }
             }
         }

@@ -17,5 +17,6 @@ pub mod multipart;
 pub mod object_acl;
 pub mod put;
 pub mod rename;
+pub mod store;
 pub mod tagging;
 pub mod versioning;

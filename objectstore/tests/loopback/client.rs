@@ -105,6 +105,16 @@ impl Client {
         stream.write_all(sent)
     }
 
+    /// More of a body.
+    pub fn push(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.get_mut().write_all(bytes)
+    }
+
+    /// The first byte of the answer, which is there then and still to be read.
+    pub fn peek(&mut self) -> u8 {
+        self.stream.fill_buf().unwrap()[0]
+    }
+
     pub fn read(&mut self, head_only: bool) -> std::io::Result<Answer> {
         let mut line = String::new();
         self.stream.read_line(&mut line)?;

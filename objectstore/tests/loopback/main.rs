@@ -2,6 +2,8 @@
 
 mod client;
 mod kill;
+mod operations;
+mod tls;
 mod told;
 mod tools;
 

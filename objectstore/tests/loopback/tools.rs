@@ -7,7 +7,7 @@ use crate::client::{ACCESS, SECRET};
 use crate::{data, walrus};
 
 /// A Python with boto3: the one that `make setup` made, or the machine's.
-fn python() -> Option<PathBuf> {
+pub fn python() -> Option<PathBuf> {
     let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/venv/bin/python");
     [made, "python3".into()]
         .into_iter()
@@ -19,14 +19,14 @@ fn there(program: &str) -> bool {
 }
 
 #[track_caller]
-fn ok(mut command: Command) -> Output {
+pub fn ok(mut command: Command) -> Output {
     let output = command.output().unwrap();
     let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
     assert!(output.status.success(), "{command:?}\n{}\n{}", text(&output.stdout), text(&output.stderr));
     output
 }
 
-fn env(command: &mut Command, home: &Path, endpoint: &str) {
+pub fn env(command: &mut Command, home: &Path, endpoint: &str) {
     command
         .env("AWS_ACCESS_KEY_ID", ACCESS)
         .env("AWS_SECRET_ACCESS_KEY", SECRET)

@@ -213,7 +213,18 @@ impl<B: BulkStore> Req<'_, B> {
         self.send_with(|_| {}).await
     }
 
-    pub async fn send_with(mut self, tamper: impl FnOnce(&mut Request<Full<Bytes>>)) -> Answer {
+    /// The answer with its body still to come.
+    pub async fn respond(self) -> Response<s3s::Body> {
+        self.respond_with(|_| {}).await
+    }
+
+    pub async fn send_with(self, tamper: impl FnOnce(&mut Request<Full<Bytes>>)) -> Answer {
+        let (head, body) = self.respond_with(tamper).await.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        Answer { status: head.status.as_u16(), headers: head.headers, body }
+    }
+
+    async fn respond_with(mut self, tamper: impl FnOnce(&mut Request<Full<Bytes>>)) -> Response<s3s::Body> {
         let secs = SystemClock.now().secs() as i64 - self.headers.remove("test-age").map_or(0, |a| a.parse().unwrap());
         let now = time::OffsetDateTime::from_unix_timestamp(secs).unwrap();
         let day = format!("{:04}{:02}{:02}", now.year(), u8::from(now.month()), now.day());
@@ -292,10 +303,7 @@ impl<B: BulkStore> Req<'_, B> {
         }
         let mut request = request.body(Full::new(body)).unwrap();
         tamper(&mut request);
-        let response: Response<s3s::Body> = self.walrus.front.answer(request).await;
-        let (head, body) = response.into_parts();
-        let body = body.collect().await.unwrap().to_bytes();
-        Answer { status: head.status.as_u16(), headers: head.headers, body }
+        self.walrus.front.answer(request).await
     }
 
     /// The body as it travels.

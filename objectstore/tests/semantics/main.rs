@@ -12,6 +12,7 @@ mod listing;
 mod logging;
 mod multipart;
 mod objects;
+mod scrub;
 mod settings;
 mod usage;
 mod versions;
