@@ -33,6 +33,7 @@ use crate::guard::{self, Chunks, Framing};
 use crate::metrics::Metrics;
 use crate::note::Note;
 use crate::sig_v2;
+use crate::signed_at;
 use crate::witness::Witness;
 use crate::xml::Out;
 use crate::{audit, site, slow};
@@ -78,10 +79,13 @@ impl<B: BulkStore> Front<B> {
         let origin = Origin::of(&head);
         let site = site::bucket_of_host(&head.headers);
         let witness = Witness::of(&self.core.shared, &head, site.as_deref(), &id, began);
-        if let Some(uri) = sig_v2::slashed(&head, &self.keys) {
-            head.uri = uri;
+        if let Some(signed) = sig_v2::as_signed(&head, &self.keys) {
+            head.uri = signed.uri;
+            head.headers.extend(signed.headers);
         }
-        let mut response = match guard::check(&head) {
+        let checked = guard::check(&head);
+        let checked = checked.and_then(|framing| signed_at::check(&head.headers, self.core.now()).map(|()| framing));
+        let mut response = match checked {
             _ if head.method == Method::OPTIONS => {
                 // Asked without what the request itself will be signed with.
                 note.operation("Preflight");
@@ -98,6 +102,7 @@ impl<B: BulkStore> Front<B> {
                 self.form(&head, body, &id).await.unwrap_or_else(refuse)
             }
             Ok(framing) => {
+                signed_at::complete(&mut head.headers);
                 head.extensions.insert(note.clone());
                 head.extensions.insert(id.clone());
                 let body = if body.is_end_stream() {

@@ -147,6 +147,9 @@ const EMPTY_PARAMETERS: &[&str] = &[
 /// Headers that ask for what Walrus does not have: refused, since ignoring them would be a lie.
 fn check_headers(method: &Method, headers: &HeaderMap) -> Result<()> {
     let reading = *method == Method::GET || *method == Method::HEAD;
+    if header(headers, "content-md5").is_some_and(|value| value.trim().is_empty()) {
+        return Err(Kind::InvalidDigest.into());
+    }
     for name in headers.keys() {
         let name = name.as_str();
         let Some(rest) = name.strip_prefix("x-amz-") else { continue };

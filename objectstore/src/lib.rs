@@ -78,6 +78,7 @@ pub mod route;
 pub mod scrub;
 pub mod serve;
 pub mod sig_v2;
+pub mod signed_at;
 pub mod site;
 pub mod slow;
 pub mod tls;

@@ -1,11 +1,12 @@
 //! What `s3s` leaves of Signature Version 2: the resource of a bucket is signed as `/bucket/` by the SDKs, also where the
-//! request's path is `/bucket`. ("Signing and authenticating REST requests", S3 User Guide.) Pure.
+//! request's path is `/bucket`; and the headers that a presigned URL was signed with stand in its query. ("Signing and
+//! authenticating REST requests", S3 User Guide.) Pure.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
-use http::Uri;
 use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use karri_base::aws::keys::KeyRing;
 use karri_base::aws::sigv4::parse_query;
 use sha1::Sha1;
@@ -18,32 +19,93 @@ const SIGNED: &str = "accelerate acl analytics cors defaultObjectAcl delete inve
     response-expires restore select select-type storageClass tagging torrent uploadId uploads versionId versioning \
     versions website";
 
-/// The URI under which a request's signature holds, where that is the bucket's with a slash; `None` leaves the request
-/// as it is, for `s3s` to check.
-pub fn slashed(head: &Parts, keys: &KeyRing) -> Option<Uri> {
+/// A request as it was signed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Signed {
+    /// The URI under which its signature holds, for `s3s` to check.
+    pub uri: Uri,
+    /// Headers that it lacks, from its query.
+    pub headers: HeaderMap,
+}
+
+/// How a request was signed, where that is not how it came; `None` leaves it as it is, for `s3s` to check.
+pub fn as_signed(head: &Parts, keys: &KeyRing) -> Option<Signed> {
     let path = head.uri.path();
-    if path.len() < 2 || path[1..].contains('/') {
+    let is_bucket = path.len() >= 2 && !path[1..].contains('/');
+    let raw = head.uri.query().unwrap_or_default();
+    let authorization = head.headers.get("authorization").and_then(|v| v.to_str().ok());
+    let of_header = authorization.and_then(|a| a.strip_prefix("AWS "));
+    // Most requests end here.
+    if of_header.map_or(!raw.contains("AWSAccessKeyId"), |_| !is_bucket) {
         return None;
     }
-    let query = parse_query(head.uri.query().unwrap_or_default());
+    let query = parse_query(raw);
     let asked = |name: &str| query.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
-    let header = |name: &str| head.headers.get(name).and_then(|v| v.to_str().ok());
-    let (id, given, date) = match header("authorization").and_then(|a| a.strip_prefix("AWS ")) {
-        Some(signed) => {
-            let (id, given) = signed.split_once(':')?;
-            (id, given, if header("x-amz-date").is_some() { "" } else { header("date").unwrap_or_default() })
+    let (id, given) = match of_header {
+        Some(signed) => signed.split_once(':')?,
+        None => (asked("AWSAccessKeyId")?, asked("Signature")?),
+    };
+    let mut moved = HeaderMap::new();
+    for (name, value) in query.iter().filter(|_| of_header.is_none()).filter(|(name, _)| is_header(name)) {
+        let name = HeaderName::try_from(name.as_str()).ok()?;
+        if !head.headers.contains_key(&name) {
+            moved.append(name, HeaderValue::try_from(value.as_str()).ok()?);
         }
-        None => (asked("AWSAccessKeyId")?, asked("Signature")?, asked("Expires")?),
+    }
+    if !is_bucket && moved.is_empty() {
+        return None;
+    }
+    let mut headers = head.headers.clone();
+    headers.extend(moved.clone());
+    let text = |resource: &str| string_to_sign(head, &headers, of_header.is_none(), &query, resource);
+    let slashed = format!("{path}/");
+    let resources = [(is_bucket, slashed.as_str()), (!moved.is_empty(), path)];
+    let secret = keys.secret(id)?;
+    let resource = resources.into_iter().filter(|(fits, _)| *fits).map(|(_, resource)| resource).find(|resource| {
+        let Some(text) = text(resource) else { return false };
+        let Ok(mut mac) = <Hmac<Sha1> as KeyInit>::new_from_slice(secret.as_bytes()) else { return false };
+        mac.update(text.as_bytes());
+        let expected = STANDARD.encode(mac.finalize().into_bytes());
+        bool::from(expected.as_bytes().ct_eq(given.as_bytes()))
+    })?;
+    let left: Vec<&str> = raw.split('&').filter(|pair| of_header.is_some() || !is_header(name_of(pair))).collect();
+    let uri =
+        if left.is_empty() || raw.is_empty() { resource.to_owned() } else { format!("{resource}?{}", left.join("&")) };
+    Some(Signed { uri: uri.parse().ok()?, headers: moved })
+}
+
+fn name_of(pair: &str) -> &str {
+    pair.split_once('=').map_or(pair, |(name, _)| name)
+}
+
+/// True for what is signed as a header and stands in a presigned URL's query.
+fn is_header(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name.starts_with("x-amz-") || name == "content-md5" || name == "content-type"
+}
+
+fn string_to_sign(
+    head: &Parts,
+    headers: &HeaderMap,
+    presigned: bool,
+    query: &[(String, String)],
+    path: &str,
+) -> Option<String> {
+    let asked = |name: &str| query.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+    let plain = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let date = match presigned {
+        true => asked("Expires")?,
+        false if headers.contains_key("x-amz-date") => "",
+        false => plain("date"),
     };
     let mut amz: Vec<(&str, String)> = Vec::new();
-    for name in head.headers.keys().filter(|n| n.as_str().starts_with("x-amz-")) {
-        let values: Option<Vec<&str>> =
-            head.headers.get_all(name).iter().map(|v| v.to_str().ok().map(str::trim)).collect();
+    for name in headers.keys().filter(|n| n.as_str().starts_with("x-amz-")) {
+        let values: Option<Vec<&str>> = headers.get_all(name).iter().map(|v| v.to_str().ok().map(str::trim)).collect();
         amz.push((name.as_str(), values?.join(",")));
     }
     amz.sort_unstable();
     let amz: String = amz.iter().map(|(n, v)| format!("{n}:{v}\n")).collect();
-    let mut resource = format!("{path}/");
+    let mut resource = path.to_owned();
     let signed = SIGNED.split_ascii_whitespace().filter_map(|name| Some((name, asked(name)?)));
     for (i, (name, value)) in signed.enumerate() {
         resource.push(if i == 0 { '?' } else { '&' });
@@ -53,18 +115,7 @@ pub fn slashed(head: &Parts, keys: &KeyRing) -> Option<Uri> {
             resource.push_str(value);
         }
     }
-    let plain = |name: &str| header(name).unwrap_or_default().to_owned();
-    let text = format!("{}\n{}\n{}\n{date}\n{amz}{resource}", head.method, plain("content-md5"), plain("content-type"));
-    let mut mac = <Hmac<Sha1> as KeyInit>::new_from_slice(keys.secret(id)?.as_bytes()).ok()?;
-    mac.update(text.as_bytes());
-    let expected = STANDARD.encode(mac.finalize().into_bytes());
-    if !bool::from(expected.as_bytes().ct_eq(given.as_bytes())) {
-        return None;
-    }
-    match head.uri.query() {
-        Some(query) => format!("{path}/?{query}").parse().ok(),
-        None => format!("{path}/").parse().ok(),
-    }
+    Some(format!("{}\n{}\n{}\n{date}\n{amz}{resource}", head.method, plain("content-md5"), plain("content-type")))
 }
 
 #[cfg(test)]
@@ -94,7 +145,8 @@ mod tests {
                 .header("x-amz-acl", " public-read")
                 .header("authorization", format!("AWS AK:{}", sign(text)));
             let head = request.body(()).unwrap().into_parts().0;
-            assert_eq!(slashed(&head, &ring).map(|u| u.to_string()).as_deref(), want, "{uri}");
+            let signed = as_signed(&head, &ring);
+            assert_eq!(signed.map(|s| s.uri.to_string()).as_deref(), want, "{uri}");
         };
         let text = |resource: &str| format!("PUT\n\n\nD\nx-amz-acl:public-read\n{resource}");
         check("/b", &text("/b/"), Some("/b/"));
@@ -102,5 +154,23 @@ mod tests {
         check("/b", &text("/b"), None);
         check("/b/k", &text("/b/k"), None);
         check("/", &text("//"), None);
+
+        // A presigned URL: headers that were signed stand in its query.
+        let check = |query: &str, text: &str, want: Option<&str>| {
+            let signature = sign(text).replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
+            let uri = format!("/b/k?AWSAccessKeyId=AK&Expires=9&{query}Signature={signature}");
+            let head = http::Request::builder().uri(uri).body(()).unwrap().into_parts().0;
+            let payer = |signed: &Signed| signed.headers["x-amz-request-payer"].to_str().unwrap().to_owned();
+            let signed = as_signed(&head, &ring);
+            assert_eq!(signed.as_ref().map(payer).as_deref(), want, "{query}");
+            if let Some(signed) = signed {
+                assert_eq!(signed.uri.path(), "/b/k");
+                assert!(!signed.uri.query().unwrap().contains("payer"), "{}", signed.uri);
+            }
+        };
+        let text = "GET\n\n\n9\nx-amz-request-payer:requester\n/b/k";
+        check("x-amz-request-payer=requester&", text, Some("requester"));
+        check("x-amz-request-payer=others&", text, None);
+        check("", "GET\n\n\n9\n/b/k", None);
     }
 }

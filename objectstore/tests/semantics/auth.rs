@@ -176,3 +176,34 @@ fn presigned_names_in_disguise_are_checked_too() {
         assert_eq!((a.status, long.status), (403, 403));
     });
 }
+
+#[test]
+fn dates_of_both_versions() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/bucket", "").await.ok();
+        w.put("/bucket/k", "x").await.ok();
+        assert_eq!(w.req("GET", "/bucket/k").header("date", "now").send().await.ok().text(), "x");
+        let old = w.req("GET", "/bucket/k").header("date", "then").header("test-age", "960");
+        old.send().await.is(403, "RequestTimeTooSkewed");
+        // Version 2: the date is judged before the signature, which would be good for ever without.
+        for (name, date, code) in [
+            ("x-amz-date", "Tue, 07 Jul 2010 21:53:04 GMT", "RequestTimeTooSkewed"),
+            ("date", "Tue, 07 Jul 2010 21:53:04 GMT", "RequestTimeTooSkewed"),
+            ("x-amz-date", "Bad Date", "AccessDenied"),
+            ("x-amz-meta-none", "", "AccessDenied"),
+        ] {
+            let request = w.req("GET", "/bucket/k").anonymous().header("authorization", "AWS AK1:c2lnbmF0dXJl");
+            request.header(name, date).send().await.is(403, code);
+        }
+    });
+}
+
+#[test]
+fn an_empty_content_md5_is_none() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/bucket", "").await.ok();
+        w.req("PUT", "/bucket/k").header("content-md5", "").body("x").send().await.is(400, "InvalidDigest");
+    });
+}

@@ -261,7 +261,13 @@ impl<B: BulkStore> Req<'_, B> {
                 query.push((name.into(), value));
             }
         } else if self.key.is_some() {
-            self.headers.insert("x-amz-date".into(), date.clone());
+            // Who says Date says the same there.
+            if self.headers.contains_key("date") {
+                let format = time::format_description::well_known::Rfc2822;
+                self.headers.insert("date".into(), now.format(&format).unwrap());
+            } else {
+                self.headers.insert("x-amz-date".into(), date.clone());
+            }
             self.headers.insert("x-amz-content-sha256".into(), payload.clone());
         }
         let mut sorted: Vec<_> = query.iter().map(|(n, v)| (encode(n, false), encode(v, false))).collect();
