@@ -261,5 +261,5 @@ operations! {
     list_parts ListParts ListPartsInput ListPartsOutput multipart input;
     list_multipart_uploads ListMultipartUploads ListMultipartUploadsInput ListMultipartUploadsOutput multipart input;
     abort_multipart_upload AbortMultipartUpload AbortMultipartUploadInput AbortMultipartUploadOutput multipart input;
-    complete_multipart_upload CompleteMultipartUpload CompleteMultipartUploadInput CompleteMultipartUploadOutput complete input;
+    complete_multipart_upload CompleteMultipartUpload CompleteMultipartUploadInput CompleteMultipartUploadOutput complete response;
 }

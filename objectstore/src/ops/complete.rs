@@ -1,7 +1,9 @@
 //! CompleteMultipartUpload: the parts become an object in one commit; no byte is moved.
 
+use http::HeaderValue;
 use karri_bulk::BulkStore;
 use karri_meta::MetaError;
+use s3s::S3Response;
 use s3s::dto::{CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CompletedPart};
 
 use super::input::customer_key;
@@ -29,7 +31,7 @@ pub async fn complete_multipart_upload<B: BulkStore>(
     core: &CoreRef<B>,
     caller: &Caller,
     input: CompleteMultipartUploadInput,
-) -> Result<CompleteMultipartUploadOutput> {
+) -> Result<S3Response<CompleteMultipartUploadOutput>> {
     let owner = input.expected_bucket_owner.as_deref();
     let conditions = WriteConditions::new(input.if_match.clone(), input.if_none_match.clone());
     let listed = input.multipart_upload.as_ref().and_then(|u| u.parts.as_deref()).unwrap_or_default();
@@ -209,10 +211,10 @@ fn check_whole(input: &CompleteMultipartUploadInput, ours: Option<&Checksum>) ->
     Ok(())
 }
 
-fn output(input: &CompleteMultipartUploadInput, object: &Object) -> CompleteMultipartUploadOutput {
+fn output(input: &CompleteMultipartUploadInput, object: &Object) -> S3Response<CompleteMultipartUploadOutput> {
     let sums = ChecksumFields::of(object.checksum.as_ref());
     let encryption = Shown::of(object.sealed.as_ref(), None);
-    CompleteMultipartUploadOutput {
+    let mut response = S3Response::new(CompleteMultipartUploadOutput {
         server_side_encryption: encryption.kind,
         ssekms_key_id: encryption.key_id,
         bucket: Some(input.bucket.clone()),
@@ -227,5 +229,15 @@ fn output(input: &CompleteMultipartUploadInput, object: &Object) -> CompleteMult
         checksum_type: sums.kind,
         version_id: object.version.map(DataId::to_hex),
         ..Default::default()
+    });
+    // As every other answer about such an object; AWS's model of this one lacks them.
+    if encryption.customer_algorithm.is_some() {
+        let said = [("algorithm", &input.sse_customer_algorithm), ("key-md5", &input.sse_customer_key_md5)];
+        for (name, value) in said {
+            let name = format!("x-amz-server-side-encryption-customer-{name}");
+            let value = value.as_deref().and_then(|v| HeaderValue::from_str(v).ok());
+            response.headers.extend(http::HeaderName::try_from(name).ok().zip(value));
+        }
     }
+    response
 }

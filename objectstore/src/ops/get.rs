@@ -225,9 +225,26 @@ pub async fn find<B: BulkStore>(core: &CoreRef<B>, caller: &Caller, wanted: &Wan
     let bucket = core.bucket(caller, wanted.bucket, wanted.owner, Access::Read).await?;
     let seen = core.version_to_read(bucket.value.id, wanted.key, wanted.which).await?.seen;
     wanted.conditions.check(&seen.value, wanted.copying)?;
-    let key = core.object_key(&bucket.value, seen.value.sealed.as_ref(), wanted.customer).await?;
+    let key = core.object_key(&bucket.value, seen.value.sealed.as_ref(), wanted.customer).await;
+    if key.is_err()
+        && let Selection::Part(n) = wanted.selection
+    {
+        // A part that is not there is told before the key that is missing.
+        part_there(core, &seen.value, *n).await?;
+    }
+    let key = key?;
     let version_id = id_shown(&bucket.value, &seen.value);
     Ok(Readable { seen, version_id, key })
+}
+
+/// `InvalidPart` where the object has no part of this number.
+async fn part_there<B: BulkStore>(core: &CoreRef<B>, object: &Object, n: u16) -> Result<()> {
+    let parts = match object.data {
+        // Without its manifest it is being replaced: no time to be exact.
+        Data::Manifest(id) => core.manifest(id).await?.map_or(usize::MAX, |manifest| manifest.parts.len()),
+        _ => 1,
+    };
+    if usize::from(n) > parts { Err(Kind::InvalidPart.into()) } else { Ok(()) }
 }
 
 /// Finds an object and opens its data; reads the record again when the data went away in between.

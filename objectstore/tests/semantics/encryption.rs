@@ -125,7 +125,14 @@ fn parts_and_a_bucket_s_default() {
             if customers {
                 w.req("POST", &target).body(xml.clone()).send().await.is(400, "InvalidRequest");
             }
-            with(w.req("POST", &target)).body(xml).send().await.ok();
+            let done = with(w.req("POST", &target)).body(xml).send().await.ok();
+            let shown = done.header("x-amz-server-side-encryption-customer-key-md5");
+            assert_eq!(shown, if customers { MD5 } else { "" });
+            // A part that is not there, said before the missing key.
+            w.req("GET", "/bucket/m?partNumber=3").send().await.is(400, "InvalidPart");
+            if customers {
+                w.req("GET", "/bucket/m?partNumber=2").send().await.is(400, "InvalidRequest");
+            }
             let whole = [one.clone(), two].concat();
             assert!(with(w.req("GET", "/bucket/m")).send().await.ok().body == whole);
             let from = one.len() - 3;
