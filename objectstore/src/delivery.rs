@@ -13,12 +13,13 @@ use s3s::dto::PutObjectInput;
 use crate::access::Leave;
 use crate::access::acl::{Acl, Grant, Grantee, Permission};
 use crate::access::people::People;
-use crate::accesslog::{Batch, Place};
+use crate::accesslog::{Batch, Logs, Place};
 use crate::buckets::Known;
 use crate::config::events::Logging;
 use crate::config::simple::Ownership;
 use crate::core::{Caller, CoreRef};
 use crate::error::{Error, Kind, Result};
+use crate::metrics::Metrics;
 use crate::ops::put;
 use crate::xml::{Element, Out};
 
@@ -101,17 +102,38 @@ pub fn acl(grants: &Element, owner: &str, people: &dyn People) -> Result<Acl> {
 
 /// Writes the logs that are due.
 pub async fn deliver<B: BulkStore>(core: &CoreRef<B>, roll: Duration) {
-    for (place, batch) in core.shared.logs.due(core.now(), roll) {
-        let lines = batch.count();
-        let target = place.target.clone();
-        match write(core, &place, &batch).await {
-            Ok(()) => core.shared.metrics.log_lines_written(lines),
-            Err(error) if error.kind.status().is_server_error() && core.shared.logs.give_back(place, batch) => {
+    let (logs, metrics) = (&core.shared.logs, &core.shared.metrics);
+    let mut taken = Taken { logs, metrics, left: logs.due(core.now(), roll) };
+    while let Some((place, batch)) = taken.left.last() {
+        let outcome = write(core, place, batch).await;
+        let Some((place, batch)) = taken.left.pop() else { return };
+        let (target, lines) = (place.target.clone(), batch.count());
+        match outcome {
+            Ok(()) => metrics.log_lines_written(lines),
+            Err(error) if error.kind.status().is_server_error() && logs.give_back(place, batch) => {
                 tracing::warn!(bucket = target, error = %error, "access logs could not be written; trying again");
             }
             Err(error) => {
-                core.shared.metrics.log_lines_lost(lines);
+                metrics.log_lines_lost(lines);
                 tracing::warn!(bucket = target, lines, error = %error, "access logs are lost");
+            }
+        }
+    }
+}
+
+/// Batches on their way out. What has not arrived when this is dropped, as by a stop, is back among the others.
+struct Taken<'a> {
+    logs: &'a Logs,
+    metrics: &'a Metrics,
+    left: Vec<(Place, Batch)>,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        for (place, batch) in self.left.drain(..) {
+            let lines = batch.count();
+            if !self.logs.give_back(place, batch) {
+                self.metrics.log_lines_lost(lines);
             }
         }
     }
@@ -128,6 +150,9 @@ async fn write<B: BulkStore>(core: &CoreRef<B>, place: &Place, batch: &Batch) ->
     let lists = known.settings.ownership != Ownership::BucketOwnerEnforced;
     let grants = batch.logging.grants.as_ref().filter(|_| lists);
     let new_acl = grants.map(|grants| acl(grants, &owner, core.people())).transpose()?;
+    // Put before the bucket blocked such lists.
+    let blocks = known.settings.public_access.block_acls;
+    let new_acl = new_acl.filter(|acl| !(blocks && acl.is_public()));
     let leave = Leave { buckets: vec![place.target.clone()], new_owner: Some(owner), new_acl, ..Leave::default() };
     let caller = Caller { key: None, leave: Arc::new(leave) };
     let key = place.key(&batch.logging, &core.shared.region, core.now(), rand::random());
@@ -153,4 +178,24 @@ async fn write<B: BulkStore>(core: &CoreRef<B>, place: &Place, batch: &Batch) ->
         trailing_headers: None,
     };
     put::put_object(core, &caller, request).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accesslog::Entry;
+
+    #[test]
+    fn what_was_taken_and_not_written_is_back() {
+        let (logs, metrics) = (Logs::default(), Metrics::default());
+        let logging = Logging { bucket: "t".into(), ..Logging::default() };
+        let entry = |bucket: &str| Entry { bucket: bucket.into(), ..Entry::default() };
+        assert!(logs.push(&entry("a"), &logging) && logs.push(&entry("b"), &logging));
+        let mut taken = Taken { logs: &logs, metrics: &metrics, left: logs.due(UnixMicros(1), Duration::ZERO) };
+        assert_eq!((taken.left.len(), logs.due(UnixMicros(1), Duration::ZERO).len()), (2, 0));
+        let written = taken.left.pop().unwrap().0.source;
+        drop(taken);
+        let back = logs.due(UnixMicros(1), Duration::ZERO);
+        assert!(back.len() == 1 && back[0].0.source != written && back[0].1.count() == 1, "{back:?}");
+    }
 }

@@ -327,7 +327,10 @@ async fn put_logging<B: BulkStore>(asked: &Asked<'_, B>) -> Result<Answer> {
         if target.settings.ownership == Ownership::BucketOwnerEnforced {
             return Err(Kind::InvalidBucketAclWithObjectOwnership.into());
         }
-        delivery::acl(grants, owner, asked.core.people())?;
+        let acl = delivery::acl(grants, owner, asked.core.people())?;
+        if acl.is_public() && target.settings.public_access.block_acls {
+            return Err(Error::new(Kind::AccessDenied, "The target bucket blocks public access control lists."));
+        }
     }
     let from = delivery::Source { bucket: asked.bucket, account: owner };
     delivery::may_write(&target, &logging, from, asked.core.now())?;

@@ -58,6 +58,20 @@ fn targets_are_checked() {
             target("logs", "l/") + &format!("<TargetGrants>{grant}</TargetGrants>")
         };
         set(grants("nobody")).await.is(400, "InvalidArgument");
+        let group = "<Grantee xmlns:xsi=\"http://www.w3.org/2001/XMLSchema-instance\" xsi:type=\"Group\"><URI>http://acs.amazonaws.com/groups/global/AllUsers</URI></Grantee>";
+        let public = format!("<TargetGrants><Grant>{group}<Permission>READ</Permission></Grant></TargetGrants>");
+        let block =
+            "<PublicAccessBlockConfiguration><BlockPublicAcls>true</BlockPublicAcls></PublicAccessBlockConfiguration>";
+        set(target("logs", "l/") + &public).await.ok();
+        w.put("/logs?publicAccessBlock", block).await.ok();
+        set(target("logs", "l/") + &public).await.is(403, "AccessDenied");
+        // Put before: the logs come, the public does not get them.
+        w.get("/bucket").await.ok();
+        delivery::deliver(&w.core, Duration::ZERO).await;
+        let log = format!("/logs/{}", w.get("/logs").await.ok().one("Key"));
+        assert!(log.starts_with("/logs/l/"), "{log}");
+        w.req("GET", &log).anonymous().send().await.is(403, "AccessDenied");
+        w.req("DELETE", "/logs?publicAccessBlock").send().await.ok();
         set(grants(OTHER)).await.ok();
         assert!(w.get("/bucket?logging").await.ok().text().contains("xsi:type=\"CanonicalUser\""));
         let controls = "<OwnershipControls><Rule><ObjectOwnership>BucketOwnerEnforced</ObjectOwnership></Rule></OwnershipControls>";
