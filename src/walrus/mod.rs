@@ -152,7 +152,7 @@ impl Walrus {
         let status = answer.status();
         let text = text(answer.into_body()).await?;
         if !status.is_success() {
-            return Err(refused(status, &text));
+            return Err(named(ask.bucket, refused(status, &text)));
         }
         Ok(text)
     }
@@ -162,6 +162,11 @@ async fn text(body: Incoming) -> Result<String> {
     let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
     let bytes = body.map_err(|e| anyhow!("reading the answer: {e}"))?.to_bytes();
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// An error with the bucket that it is about, if it is about one.
+fn named(bucket: &str, why: anyhow::Error) -> anyhow::Error {
+    if bucket.is_empty() { why } else { anyhow!("bucket {bucket}: {why}") }
 }
 
 fn refused(status: StatusCode, text: &str) -> anyhow::Error {
@@ -234,5 +239,13 @@ mod tests {
     fn lines_of_an_answer() {
         let part = "<Name>b</Name><Objects>3</Objects><Bytes>9</Bytes><MaxBytes>10</MaxBytes>";
         assert_eq!(line("b", part), ["b", "3", "9", "-", "10"]);
+    }
+
+    #[test]
+    fn refusals_name_their_bucket() {
+        let answer = "<Error><Code>NoSuchBucket</Code><Message>It is not there.</Message></Error>";
+        let why = || refused(StatusCode::NOT_FOUND, answer);
+        assert_eq!(named("b", why()).to_string(), "bucket b: NoSuchBucket: It is not there.");
+        assert_eq!(named("", why()).to_string(), "NoSuchBucket: It is not there.");
     }
 }
