@@ -64,7 +64,8 @@ async fn ready() -> (World, Issuer, String) {
     assert_eq!(arn, format!("arn:aws:iam::{ACCOUNT}:oidc-provider/id.example.org/realms/team"));
     let trust = json!({"Version": "2012-10-17", "Statement": {"Effect": "Allow", "Principal": {"Federated": arn},
         "Action": "sts:AssumeRoleWithWebIdentity",
-        "Condition": {"StringEquals": {"id.example.org/realms/team:sub": "ann"}}}});
+        "Condition": {"StringEquals": {"id.example.org/realms/team:sub": "ann",
+            "id.example.org/realms/team:aud": "app", "id.example.org/realms/team:app_id": "app"}}}});
     w.fine("CreateRole", &[("RoleName", "r"), ("AssumeRolePolicyDocument", &trust.to_string())]).await;
     w.fine("PutRolePolicy", &[("RoleName", "r"), ("PolicyName", "p"), ("PolicyDocument", &allow("s3:Get*", "*"))])
         .await;

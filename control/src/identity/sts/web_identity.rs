@@ -52,6 +52,8 @@ pub async fn answer(directory: &Directory, tree: &Tree, from: &Unsigned, request
     let own = provider.name();
     context
         .texts(&format!("{own}:aud"), claims.audience.iter().cloned())
+        // As Ceph's RGW names it.
+        .texts(&format!("{own}:app_id"), claims.audience.iter().cloned())
         .text(&format!("{own}:sub"), claims.subject.as_str());
     if let Some(client) = &claims.authorized {
         context.text(&format!("{own}:azp"), client.as_str());
