@@ -11,7 +11,7 @@ else
 export PATH := /usr/bin:$(PATH)
 endif
 
-.PHONY: all setup build up check test e2e s3-tests sim soak fuzz bench bench-s3 guest clean
+.PHONY: all setup build up check test e2e s3-tests s3s-e2e sim soak fuzz bench bench-s3 guest clean
 .NOTPARALLEL:
 
 all: check test
@@ -45,6 +45,10 @@ e2e: setup guest
 # ceph/s3-tests against `karri walrus serve`: `make s3-tests SUITE=dir` takes the suite's checkout; ARGS go to pytest.
 s3-tests: build
 	@scripts/s3-tests "$(SUITE)" $(ARGS)
+
+# s3s-e2e, from crates.io, against `karri walrus serve`.
+s3s-e2e: build
+	@scripts/s3s-e2e $(ARGS)
 
 # Simulation with thousands of seeds; `make sim SEED=n` replays one, `TEST=name` narrows.
 SIMULATED = karri-engine karri-meta karri-bulk karri-blockstore karri-objectstore
