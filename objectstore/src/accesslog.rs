@@ -75,8 +75,6 @@ pub struct Entry {
     pub auth: &'static str,
     /// Host.
     pub host: String,
-    /// True over TLS.
-    pub secure: bool,
     /// True where only a list let the request in.
     pub by_acl: bool,
 }
@@ -112,7 +110,8 @@ impl Entry {
             "-".to_owned(),
             or_dash(self.auth),
             or_dash(&self.host),
-            or_dash(if self.secure { "TLSv1.3" } else { "" }),
+            // Which version of TLS, and which cipher.
+            "-".to_owned(),
             "-".to_owned(),
             or_dash(if self.by_acl { "Yes" } else { "" }),
         ];

@@ -92,7 +92,6 @@ impl Witness {
             signature,
             auth,
             host: text(&head.headers, HOST),
-            secure: peer.secure,
             ..Entry::default()
         };
         let body = number(&head.headers, "x-amz-decoded-content-length");

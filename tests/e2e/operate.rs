@@ -96,6 +96,24 @@ fn an_operator_lists_checks_reclaims_and_exports_over_tls() {
     }
     assert!(own.aws("IAM and STS at ", &["iam", "list-users"])["Users"].is_array());
 
+    // Policies know that it is TLS, those of S3 and those of IAM.
+    let iam = |args: &[&str]| own.aws("IAM and STS at ", &[&["iam"], args].concat());
+    iam(&["create-user", "--user-name", "ann"]);
+    let key = iam(&["create-access-key", "--user-name", "ann"]);
+    let policy = r#"{"Statement":[{"Effect":"Allow","Action":["iam:GetUser","s3:ListBucket"],"Resource":"*",
+        "Condition":{"Bool":{"aws:SecureTransport":"true"}}}]}"#;
+    iam(&["put-user-policy", "--user-name", "ann", "--policy-name", "p", "--policy-document", policy]);
+    for (words, args) in [
+        ("IAM and STS at ", ["iam", "get-user", "--user-name", "ann"]),
+        ("ready: S3 at ", ["s3api", "list-objects-v2", "--bucket", "first"]),
+    ] {
+        let mut command = own.with_key(Command::new(tool("aws").expect("checked above")));
+        let text = |name: &str| key["AccessKey"][name].as_str().expect("a key").to_owned();
+        command.env("AWS_ACCESS_KEY_ID", text("AccessKeyId")).env("AWS_SECRET_ACCESS_KEY", text("SecretAccessKey"));
+        let output = command.args(["--endpoint-url", &own.url(words)]).args(args).output().expect("aws runs");
+        assert!(output.status.success(), "{args:?}: {}", errors_of(&output));
+    }
+
     let listed = own.ok(&["list"]);
     let line = listed.lines().find(|l| l.starts_with("first")).expect("the bucket");
     assert!(line.contains("000000000000") && line.contains(" 8 ") && listed.contains("second"), "{listed}");

@@ -133,7 +133,7 @@ pub async fn serve_over(
             Some(_) = connections.join_next(), if !connections.is_empty() => continue,
         };
         let (stream, peer) = match accepted {
-            Ok((stream, peer)) => (stream, peer.ip()),
+            Ok((stream, peer)) => (stream, Peer { ip: peer.ip(), secure: tls.is_some() }),
             Err(e) => {
                 // Out of descriptors, or the peer is gone already: the listener itself is fine.
                 tracing::debug!(error = %e, "a connection could not be accepted");
@@ -154,11 +154,19 @@ pub async fn serve_over(
     while connections.join_next().await.is_some() {}
 }
 
+/// The other end of a connection.
+#[derive(Debug, Clone, Copy)]
+struct Peer {
+    ip: IpAddr,
+    /// True over TLS.
+    secure: bool,
+}
+
 /// A connection over TLS, once hands are shaken.
 async fn secured(
     tls: TlsAcceptor,
     stream: tokio::net::TcpStream,
-    peer: IpAddr,
+    peer: Peer,
     api: Arc<dyn Api>,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -175,7 +183,7 @@ async fn secured(
 
 async fn connection<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
-    peer: IpAddr,
+    peer: Peer,
     api: Arc<dyn Api>,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -213,7 +221,7 @@ fn request_id() -> String {
     )
 }
 
-async fn answer(api: Arc<dyn Api>, peer: IpAddr, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(api: Arc<dyn Api>, peer: Peer, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let id = request_id();
     let began = Instant::now();
     let (parts, body) = request.into_parts();
@@ -252,7 +260,7 @@ async fn answer(api: Arc<dyn Api>, peer: IpAddr, request: Request<Incoming>) -> 
         let call = audit::Call {
             time: came,
             request_id: id.clone(),
-            source: Some(peer),
+            source: Some(peer.ip),
             account: about.account.clone(),
             principal: about.principal.clone(),
             key: about.key.clone(),
@@ -311,7 +319,7 @@ async fn receive(parts: &Parts, body: Incoming) -> ApiResult<Bytes> {
 
 async fn handle(
     api: &dyn Api,
-    peer: IpAddr,
+    peer: Peer,
     parts: Parts,
     body: Bytes,
     id: &str,
@@ -386,12 +394,14 @@ async fn handle(
     }
     let region = api.region().to_owned();
     let Some(verified) = verified else {
-        let from = Unsigned { source: Some(peer), now, region, decisions: about.decisions.clone() };
+        let from =
+            Unsigned { source: Some(peer.ip), secure: peer.secure, now, region, decisions: about.decisions.clone() };
         return web_identity::answer(api.directory(), &tree, &from, id).await;
     };
     let account = verified.key.account.clone();
     let (key, identity) = (verified.key, verified.identity);
-    let caller = Caller { key, identity, source: Some(peer), now, region, decisions: about.decisions.clone() };
+    let (source, secure, decisions) = (Some(peer.ip), peer.secure, about.decisions.clone());
+    let caller = Caller { key, identity, source, secure, now, region, decisions };
     let asked = Asked { service: &about.service, action: &action, tree: &tree, caller, request_id: id, version, host };
     let outcome = api.act(asked).await;
     if let Err(e) = &outcome {

@@ -21,6 +21,8 @@ pub struct Caller {
     pub identity: Arc<Identity>,
     /// The connection's other end, where there is one.
     pub source: Option<IpAddr>,
+    /// True over TLS.
+    pub secure: bool,
     /// When it came.
     pub now: UnixMicros,
     /// The region of answers.
@@ -34,6 +36,8 @@ pub struct Caller {
 pub struct Unsigned {
     /// The connection's other end, where there is one.
     pub source: Option<IpAddr>,
+    /// True over TLS.
+    pub secure: bool,
     /// When it came.
     pub now: UnixMicros,
     /// The region of answers.
@@ -52,7 +56,7 @@ impl Caller {
     pub fn context(&self) -> Context {
         let mut context = Context::default();
         context.moment("aws:CurrentTime", self.now).moment("aws:EpochTime", self.now);
-        context.flag("aws:SecureTransport", false).text("aws:RequestedRegion", self.region.as_str());
+        context.flag("aws:SecureTransport", self.secure).text("aws:RequestedRegion", self.region.as_str());
         if let Some(source) = self.source {
             context.address("aws:SourceIp", source);
         }

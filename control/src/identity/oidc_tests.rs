@@ -76,7 +76,13 @@ async fn assume(w: &World, token: &str, more: &[(&str, &str)]) -> Result<String,
     let role = format!("arn:aws:iam::{ACCOUNT}:role/r");
     let params = [("RoleArn", role.as_str()), ("RoleSessionName", "web"), ("WebIdentityToken", token)];
     let tree = Tree::new(params.into_iter().chain(more.iter().copied())).unwrap();
-    let from = Unsigned { source: None, now: w.clock.now(), region: "us-east-1".into(), decisions: Default::default() };
+    let from = Unsigned {
+        source: None,
+        secure: false,
+        now: w.clock.now(),
+        region: "us-east-1".into(),
+        decisions: Default::default(),
+    };
     web_identity::answer(&w.directory, &tree, &from, "r-1").await.map_err(|e| e.to_string())
 }
 

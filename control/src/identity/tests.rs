@@ -50,6 +50,7 @@ impl World {
             key: who.key,
             identity: who.identity,
             source: None,
+            secure: false,
             now,
             region: "us-east-1".into(),
             decisions: Default::default(),

@@ -150,6 +150,7 @@ mod tests {
             key: Arc::new(key),
             identity: Arc::new(identity),
             source: None,
+            secure: false,
             now: UnixMicros(0),
             region,
             decisions: Default::default(),

@@ -134,6 +134,7 @@ fn caller(provider: &Provider, role: &Role, claims: &Claims, from: &Unsigned) ->
         key: Arc::new(key),
         identity: Arc::new(identity),
         source: from.source,
+        secure: from.secure,
         now: from.now,
         region: from.region.clone(),
         decisions: from.decisions.clone(),
