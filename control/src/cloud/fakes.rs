@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use karri_base::aws::policy::{Policy, Use};
 use karri_base::id::{AccountId, InstanceId, VolumeId};
 use karri_base::proto;
 use karri_base::proto::incarnation::State;
@@ -373,6 +374,19 @@ impl Objects for FakeObjects {
             ("mine", _) => Ok(object(bucket, key, 3 << 29)),
             ("down", _) => Err(ObjectError::Unavailable("status 503".into())),
             _ => Err(ObjectError::NotFound),
+        }
+    }
+    async fn policy(&self, _: &AccountId, bucket: &str) -> Result<Option<Policy>, ObjectError> {
+        // Nobody may read `mine/secret`, and Bob by the bucket's word all else of it.
+        let statements = r#"{"Statement":[
+            {"Effect":"Deny","Principal":"*","Action":"s3:GetObject","Resource":"arn:aws:s3:::mine/secret"},
+            {"Effect":"Allow","Principal":{"AWS":"arn:aws:iam::123456789012:user/bob"},"Action":"s3:GetObject",
+             "Resource":"arn:aws:s3:::mine/*"}]}"#;
+        match bucket {
+            "mine" => Ok(Some(Policy::parse(statements, Use::Bucket).expect("a policy"))),
+            "theirs" => Err(ObjectError::Foreign),
+            "down" => Err(ObjectError::Unavailable("status 503".into())),
+            _ => Ok(None),
         }
     }
 }

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use karri_base::aws::policy::Policy;
 use karri_base::id::{AccountId, InstanceId, VolumeId};
 use karri_base::proto;
 use karri_base::proto::cluster_client::ClusterClient;
@@ -76,6 +77,8 @@ pub enum ObjectError {
 pub trait Objects: Send + Sync + 'static {
     /// The object's size and ETag, when its bucket belongs to `owner`.
     async fn head(&self, owner: &AccountId, bucket: &str, key: &str) -> Result<ImageObject, ObjectError>;
+    /// The bucket's policy, if it has one, when it belongs to `owner`.
+    async fn policy(&self, owner: &AccountId, bucket: &str) -> Result<Option<Policy>, ObjectError>;
 }
 
 const QUICK: Duration = Duration::from_secs(10);

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use karri_base::aws::keys::Key;
-use karri_base::aws::policy::{Context, Identity, Request, Target, decide};
+use karri_base::aws::policy::{Context, Identity, Policy, Request, Target, decide};
 use karri_base::clock::UnixMicros;
 use karri_base::id::AccountId;
 
@@ -68,15 +68,18 @@ impl Caller {
     /// # Errors
     /// `UnauthorizedOperation` (EC2) or `AccessDenied`, with AWS's words.
     pub fn may(&self, action: &str, resources: &[String], context: &Context) -> ApiResult<()> {
-        for resource in resources {
-            let target = Target { owner: Some(self.account()), ..Target::default() };
-            let decision = decide(&self.identity, &target, &Request { action, resource, context });
-            self.decisions.note(resource, decision.is_allowed());
-            if !decision.is_allowed() {
-                return Err(self.refused(action, resource, &decision.why(action)));
-            }
-        }
-        Ok(())
+        resources.iter().try_for_each(|resource| self.may_by(action, resource, context, None))
+    }
+
+    /// As [`may`](Self::may), of a resource of the caller's account that has a policy of its own.
+    ///
+    /// # Errors
+    /// As [`may`](Self::may).
+    pub fn may_by(&self, action: &str, resource: &str, context: &Context, policy: Option<&Policy>) -> ApiResult<()> {
+        let target = Target { owner: Some(self.account()), policy, ..Target::default() };
+        let decision = decide(&self.identity, &target, &Request { action, resource, context });
+        self.decisions.note(resource, decision.is_allowed());
+        if decision.is_allowed() { Ok(()) } else { Err(self.refused(action, resource, &decision.why(action))) }
     }
 
     /// The error of a refused request.

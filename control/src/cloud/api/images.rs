@@ -10,9 +10,11 @@ use std::sync::Arc;
 use karri_base::id::{ImageId, KernelId, RamdiskId};
 use karri_base::units::GIB;
 
+use crate::identity::authorize::Caller;
 use crate::wire::Timestamp;
 use crate::wire::generated::ec2;
 
+use super::super::Cloud;
 use super::super::error::{ApiError, ApiResult, Code};
 use super::super::peers::ObjectError;
 use super::super::records::{DiskSpec, Image, ImageKind, ImageName, ImageObject};
@@ -57,6 +59,28 @@ fn split_location(location: &str) -> ApiResult<(&str, &str)> {
     })
 }
 
+/// May the caller read the object that an image is to be made of? By his own policies and by that of the bucket, as
+/// Walrus would judge it.
+///
+/// # Errors
+/// `AccessDenied`; `Unavailable`.
+pub async fn may_read(cloud: &Cloud, caller: &Caller, location: &str, request_id: &str) -> ApiResult<()> {
+    let location = location.trim_start_matches('/');
+    let bucket = location.split('/').next().unwrap_or_default();
+    let policy = match cloud.objects.policy(caller.account(), bucket).await {
+        Ok(policy) => policy,
+        // What is not there, or another's, is told by who looks for the object.
+        Err(ObjectError::NotFound | ObjectError::Foreign) => None,
+        Err(ObjectError::Unavailable(why)) => return Err(unavailable(request_id, &why)),
+    };
+    caller.may_by("s3:GetObject", &format!("arn:aws:s3:::{location}"), &caller.context(), policy.as_ref())
+}
+
+fn unavailable(request_id: &str, why: &str) -> ApiError {
+    tracing::error!(request_id, error = why, "Walrus could not be asked about an image");
+    ApiError::new(Code::Unavailable, "The object store did not answer; try again")
+}
+
 async fn find_object(call: &Call<'_>, location: &str) -> ApiResult<ImageObject> {
     let (bucket, key) = split_location(location)?;
     call.cloud.objects.head(call.account(), bucket, key).await.map_err(|e| match e {
@@ -66,10 +90,7 @@ async fn find_object(call: &Call<'_>, location: &str) -> ApiResult<ImageObject> 
         ObjectError::Foreign => {
             ApiError::new(Code::AuthFailure, format!("Not authorized for image location '{location}'"))
         }
-        ObjectError::Unavailable(why) => {
-            tracing::error!(request_id = %call.request_id, error = %why, "Walrus could not be asked about an image");
-            ApiError::new(Code::Unavailable, "The object store did not answer; try again")
-        }
+        ObjectError::Unavailable(why) => unavailable(&call.request_id, &why),
     })
 }
 

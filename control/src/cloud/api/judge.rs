@@ -158,6 +158,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_may_read_an_image_s_object() {
+        let w = World::new().await;
+        let cloud = w.role.cloud();
+        let check = async |statements: &str, location: &str, want: Result<(), Code>| {
+            let got = super::super::images::may_read(cloud, &caller(statements), location, "r").await;
+            assert_eq!(got.map_err(|e| e.code), want, "{statements} {location}");
+        };
+        let all = r#"{"Effect":"Allow","Action":"*","Resource":"*"}"#;
+        let run = r#"{"Effect":"Allow","Action":"ec2:*","Resource":"*"}"#;
+        check(all, "mine/root", Ok(())).await;
+        check(all, "/mine/secret", Err(Code::AccessDenied)).await;
+        check(run, "mine/root", Ok(())).await;
+        check(run, "other/root", Err(Code::AccessDenied)).await;
+        check(all, "down/root", Err(Code::Unavailable)).await;
+    }
+
+    #[tokio::test]
     async fn what_is_judged_is_what_happens() {
         let w = World::new().await;
         let cloud = w.role.cloud();

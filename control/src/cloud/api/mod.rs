@@ -191,8 +191,7 @@ impl Api for Cloud {
         self.judge(&caller, action, tree)?;
         // The cloud reads an image's object itself, whoever asked: not for one who may not read it.
         if let Some(location) = tree.at("ImageLocation").filter(|_| action == "RegisterImage") {
-            let object = format!("arn:aws:s3:::{}", location.trim_start_matches('/'));
-            caller.may("s3:GetObject", &[object], &caller.context())?;
+            images::may_read(self, &caller, location, request_id).await?;
         }
         let call = Call { cloud: self, key: caller.key, request_id: request_id.to_owned(), version, host };
         ec2_action(&call, action, tree).await
