@@ -19,7 +19,8 @@ use time::macros::format_description;
 
 use crate::config::events::Logging;
 
-/// Bytes of lines in memory; above that they are lost.
+/// Bytes of lines in memory. An account's lines may take as much as is free besides, half where it is alone: whoever
+/// fills it leaves room for others. Above that lines are lost.
 pub const HELD_MAX: usize = 16 << 20;
 /// A batch of so many bytes is written at once.
 pub const BATCH_BYTES: usize = 1 << 20;
@@ -179,6 +180,11 @@ pub fn operation(name: &str, method: &str) -> String {
         "GetBucketWebsite" | "PutBucketWebsite" | "DeleteBucketWebsite" => "WEBSITE",
         "GetBucketLogging" | "PutBucketLogging" => "LOGGING_STATUS",
         "GetBucketNotificationConfiguration" | "PutBucketNotificationConfiguration" => "NOTIFICATION",
+        "GetBucketReplication" | "PutBucketReplication" | "DeleteBucketReplication" => "REPLICATION",
+        "GetBucketInventoryConfiguration"
+        | "PutBucketInventoryConfiguration"
+        | "DeleteBucketInventoryConfiguration"
+        | "ListBucketInventoryConfigurations" => "INVENTORY",
         "GetBucketRequestPayment" | "PutBucketRequestPayment" => "REQUEST_PAYMENT",
         "GetBucketAccelerateConfiguration" | "PutBucketAccelerateConfiguration" => "ACCELERATE",
         _ => "OTHER",
@@ -245,7 +251,31 @@ pub struct Logs(Mutex<Held>);
 #[derive(Debug, Default)]
 struct Held {
     bytes: usize,
+    /// The same by account.
+    shares: HashMap<String, usize>,
     batches: HashMap<Place, Batch>,
+}
+
+impl Held {
+    /// Takes room for so many bytes of an account; false where there is none.
+    fn take(&mut self, account: &str, bytes: usize) -> bool {
+        let share = self.shares.get(account).copied().unwrap_or(0) + bytes;
+        if share > HELD_MAX.saturating_sub(self.bytes) {
+            return false;
+        }
+        self.bytes += bytes;
+        self.shares.insert(account.to_owned(), share);
+        true
+    }
+    fn free(&mut self, account: &str, bytes: usize) {
+        self.bytes -= bytes;
+        if let Some(share) = self.shares.get_mut(account) {
+            *share -= bytes;
+            if *share == 0 {
+                self.shares.remove(account);
+            }
+        }
+    }
 }
 
 impl Logs {
@@ -257,10 +287,9 @@ impl Logs {
     pub fn push(&self, entry: &Entry, logging: &Logging) -> bool {
         let (place, line) = (Place::of(entry, logging), entry.line());
         let mut held = self.lock();
-        if held.bytes + line.len() > HELD_MAX {
+        if !held.take(&place.account, line.len()) {
             return false;
         }
-        held.bytes += line.len();
         let fresh = || Batch { since: UnixMicros(entry.time), logging: logging.clone(), lines: Vec::new() };
         let batch = held.batches.entry(place).or_insert_with(fresh);
         batch.lines.extend_from_slice(line.as_bytes());
@@ -275,17 +304,18 @@ impl Logs {
             batch.lines.len() >= BATCH_BYTES || now.0.saturating_sub(batch.since.0) >= roll.as_micros() as u64
         };
         let due: Vec<_> = held.batches.extract_if(is_due).collect();
-        held.bytes -= due.iter().map(|(_, batch)| batch.lines.len()).sum::<usize>();
+        for (place, batch) in &due {
+            held.free(&place.account, batch.lines.len());
+        }
         due
     }
 
     /// Puts back what could not be written for now; false where there is no room for it.
     pub fn give_back(&self, place: Place, batch: Batch) -> bool {
         let mut held = self.lock();
-        if held.bytes + batch.lines.len() > HELD_MAX {
+        if !held.take(&place.account, batch.lines.len()) {
             return false;
         }
-        held.bytes += batch.lines.len();
         match held.batches.entry(place) {
             std::collections::hash_map::Entry::Vacant(vacant) => drop(vacant.insert(batch)),
             std::collections::hash_map::Entry::Occupied(mut later) => {
@@ -383,7 +413,18 @@ mod tests {
         while logs.push(&large, &logging) {
             taken += 1;
         }
-        assert!((HELD_MAX / 3000..HELD_MAX / 2000).contains(&taken), "{taken}");
-        assert_eq!(logs.due(AT, ROLL).len(), 1, "large enough");
+        assert!((HELD_MAX / 6000..HELD_MAX / 4000).contains(&taken), "{taken}");
+        // Another account has its share all the same, and both have all of it back.
+        let other = Entry { owner: "000000000002".into(), ..large.clone() };
+        let others = (0..).take_while(|_| logs.push(&other, &logging)).count();
+        assert!((HELD_MAX / 12_000..HELD_MAX / 8_000).contains(&others), "{others}");
+        assert!(!logs.push(&large, &logging));
+        assert_eq!(logs.due(AT, ROLL).len(), 2, "large enough");
+        let (bytes, shares) = {
+            let held = logs.lock();
+            (held.bytes, held.shares.len())
+        };
+        assert_eq!((bytes, shares), (0, 0));
+        assert!(logs.push(&large, &logging));
     }
 }
