@@ -183,7 +183,7 @@ impl<B: BulkStore> Round<'_, B> {
     /// Gives a version that was found due its new storage class; 0 where there is none, or it changed meanwhile.
     async fn relabel(&self, key: &str, which: Which, found: &Object, class: Option<&str>) -> Result<u64> {
         let Some(class) = class.filter(|_| !found.marker) else { return Ok(0) };
-        let teller = Some(Teller { caller: &self.caller, bucket: self.name, name: "LifecycleTransition" });
+        let teller = Teller { caller: &self.caller, bucket: self.name, name: "LifecycleTransition" };
         let change = |object: &mut Object| {
             if (object.modified, object.version, object.md5) != (found.modified, found.version, found.md5) {
                 return Err(Kind::PreconditionFailed.into());

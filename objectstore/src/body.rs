@@ -260,18 +260,24 @@ impl<B: BulkStore> Stored<B> {
     /// # Errors
     /// As [`Core::apply`].
     pub async fn commit(&self, core: &Core<B>, bucket: &Bucket, change: Change) -> Result<Result<(), MetaError>> {
-        // Taken for the commit's time: when this future is dropped in its middle, nobody knows whether it happened.
-        let taken = if let Self::Blob(blob) = self { blob.take() } else { None };
+        let taken = self.take();
         let outcome = core.apply(bucket, change).await;
-        if let Self::Blob(blob) = self
-            && matches!(outcome, Err(_) | Ok(Err(MetaError::Conflict { .. } | MetaError::NoSpace { .. })))
-        {
-            blob.give_back(taken);
-        }
-        if let (Self::Blob(blob), Ok(Ok(()))) = (self, &outcome) {
-            blob.named();
-        }
+        self.settle(taken, &outcome);
         outcome
+    }
+    /// Takes the data for the time of a commit that names it: when that is cut off in its middle, nobody knows whether it
+    /// happened.
+    pub fn take(&self) -> Option<BlobId> {
+        if let Self::Blob(blob) = self { blob.take() } else { None }
+    }
+    /// The commit ended so.
+    pub fn settle(&self, taken: Option<BlobId>, outcome: &Result<Result<(), MetaError>>) {
+        let Self::Blob(blob) = self else { return };
+        match outcome {
+            Ok(Ok(())) => blob.named(),
+            Err(_) | Ok(Err(MetaError::Conflict { .. } | MetaError::NoSpace { .. })) => blob.give_back(taken),
+            Ok(Err(MetaError::Failed { .. })) => {}
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::keys;
 use crate::notify::Telling;
 use crate::record::{Bucket, Data, Object};
+use crate::replicate::Queued;
 use crate::usage::Amount;
 
 /// A change that is to be committed.
@@ -23,6 +24,8 @@ pub struct Change {
     pub counted: u64,
     /// The events that are told with it.
     pub telling: Telling,
+    /// What is queued for replication with it.
+    pub queued: Queued,
 }
 
 impl From<Batch> for Change {
@@ -40,6 +43,7 @@ impl<B: BulkStore> Core<B> {
         let outcome = self.commit_counted(bucket, change.amount, change.counted, change.batch).await?;
         if outcome.is_ok() {
             change.telling.happened();
+            self.shared.replication.queued(change.queued);
             self.reclaim.push(change.freed);
         }
         Ok(outcome)

@@ -26,11 +26,13 @@ use crate::keys::{self, BucketId, DataId};
 use crate::notify::Event;
 use crate::operator::Operator;
 use crate::record::{self, Bucket, Manifest, Object};
+use crate::replicate::{Queue as ReplicationQueue, What};
 use crate::scrub::Scrub;
 use crate::scrub::quiet::Quiet;
 use crate::slow::Slow;
 use crate::usage::Usages;
 use crate::vault::Vault;
+use crate::versions::Spot;
 
 /// Lost races after which an operation gives up. Each means that somebody else got something done.
 pub const RETRIES: usize = 200;
@@ -67,6 +69,10 @@ pub struct Shared {
     pub usages: Usages,
     /// Lines of access logs.
     pub logs: Logs,
+    /// What waits to be replicated.
+    pub replication: ReplicationQueue,
+    /// Sends requests to other servers; nothing where there are none.
+    pub outbound: OnceLock<crate::outbound::Outbound>,
     /// What the operator set; nothing where nobody set it at the start.
     pub operator: OnceLock<Operator>,
     /// Who exists; set by the first front.
@@ -100,6 +106,8 @@ impl Shared {
                     audit: OnceLock::new(),
                     usages: metrics.usages.clone(),
                     logs: Logs::default(),
+                    replication: ReplicationQueue::default(),
+                    outbound: OnceLock::new(),
                     operator: OnceLock::new(),
                     metrics,
                     vault: Vault::new(master),
@@ -202,7 +210,7 @@ pub struct Teller<'a> {
     pub caller: &'a Caller,
     /// The bucket's name.
     pub bucket: &'a str,
-    /// The event's.
+    /// The event's; empty where S3 has none for it.
     pub name: &'a str,
 }
 
@@ -324,21 +332,26 @@ impl<B: BulkStore> Core<B> {
         bucket: BucketId,
         key: &str,
         which: crate::versions::Which,
-        teller: Option<Teller<'_>>,
+        teller: Teller<'_>,
         change: impl Fn(&mut Object) -> Result<()>,
     ) -> Result<Object> {
         for _ in 0..RETRIES {
             let at = self.version_to_read(bucket, key, which).await?;
             let mut object = at.seen.value;
             change(&mut object)?;
-            let batch = Batch::new().check(at.key.clone(), Some(at.seen.raw)).put(at.key, object.encode());
-            let mut all = Change::from(batch);
-            if let Some(Teller { caller, bucket, name }) = teller {
-                self.tell(&mut all, caller, bucket, Event { name, key, object: &object }).await?;
+            let mut all = Change::from(Batch::new().check(at.key.clone(), Some(at.seen.raw)));
+            let Teller { caller, bucket: bucket_name, name } = teller;
+            if object.replication.is_some() {
+                let known = self.known(bucket_name).await?;
+                let spot = Spot::of(caller, bucket_name, known.bucket(), key);
+                self.queue_replication(&mut all, spot, &mut object, What::Settings).await?;
             }
+            all.batch.puts.push((at.key, object.encode()));
+            self.tell(&mut all, caller, bucket_name, Event { name, key, object: &object }).await?;
             match self.commit(all.batch).await {
                 Ok(()) => {
                     all.telling.happened();
+                    self.shared.replication.queued(all.queued);
                     return Ok(object);
                 }
                 Err(MetaError::Conflict { .. }) => {}

@@ -1,7 +1,9 @@
-//! Delivers events: one task a destination, oldest first, tried again until they are taken or too old.
+//! Delivers events: one task a destination, oldest first, tried again until they are taken or too old. Sends what engine
+//! cores ask other servers ([`outbound`]).
 //!
 //! Runs on a thread of its own, off the engine's cores: it posts to strangers and writes files. An event is deleted after it
-//! was taken, so a crash in between delivers it twice.
+//! was taken, so a crash in between delivers it twice. A destination that does not answer is tried again later; an event
+//! that one refuses is put back for later, and the others go on.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,11 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http::{Method, Request};
-use http_body_util::Full;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use http::{Method, Request, StatusCode};
 use karri_base::clock::{Clock, UnixMicros};
 use karri_meta::{Batch, MetaError, MetaStore, Scan};
 use tokio::io::AsyncWriteExt as _;
@@ -22,6 +20,7 @@ use tokio::io::AsyncWriteExt as _;
 use crate::keys;
 use crate::metrics::Metrics;
 use crate::notify::{Destination, Destinations, Place, Told, WAITING_MAX};
+use crate::outbound::{self, Body, Call};
 
 /// Events read in one go.
 const PAGE: usize = 100;
@@ -33,8 +32,10 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::fr
 const PATIENCE: Duration = Duration::from_secs(10);
 /// An event that nobody took for so long is given up.
 const AGE_MAX: Duration = Duration::from_secs(24 * 3600);
-/// How often a task looks without being rung: events of commits that were cut off.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Pauses of an event that was refused: from, to.
+const PUT_BACK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+/// How often a task looks without being rung: for events that are due again, and those of cut-off commits.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// The thread that delivers.
 pub struct Courier {
@@ -58,7 +59,11 @@ impl Courier {
     ///
     /// # Errors
     /// The system's.
-    pub fn start(bag: Bag, destinations: Destinations) -> std::io::Result<Self> {
+    pub fn start(
+        bag: Bag,
+        destinations: Destinations,
+        calls: futures_channel::mpsc::UnboundedReceiver<Call>,
+    ) -> std::io::Result<Self> {
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("walrus-courier".into()).spawn(move || {
@@ -75,7 +80,14 @@ impl Courier {
                         }
                     })
                 });
-                futures_util::future::join_all(tasks).await;
+                let mut stopped = stopped.clone();
+                let asked = async {
+                    tokio::select! {
+                        () = outbound::serve(calls) => {}
+                        _ = stopped.wait_for(|stopped| *stopped) => {}
+                    }
+                };
+                futures_util::future::join(futures_util::future::join_all(tasks), asked).await;
             });
         })?;
         Ok(Self { stop, thread: Some(thread) })
@@ -122,14 +134,13 @@ async fn drop_strangers(bag: &Bag, destinations: &Destinations) -> Result<(), Me
 
 /// Delivers to one destination, for ever.
 async fn serve(bag: &Bag, to: &Destination) {
-    let client = Client::builder(TokioExecutor::new()).build_http();
     let mut pause = BACK_OFF.0;
     let mut troubled = false;
     if let Err(error) = count(bag, to).await {
         tracing::warn!(destination = to.id(), error = %error, "the events that wait could not be counted");
     }
     loop {
-        let error = match work(bag, to, &client).await {
+        let error = match work(bag, to).await {
             Ok(()) => {
                 (pause, troubled) = (BACK_OFF.0, false);
                 bag.metrics.event_lag(&to.id(), 0, to.waiting.load(Ordering::Relaxed));
@@ -165,47 +176,74 @@ async fn count(bag: &Bag, to: &Destination) -> Result<(), MetaError> {
     Ok(())
 }
 
-/// Delivers all that waits.
-async fn work(bag: &Bag, to: &Destination, client: &Client<HttpConnector, Full<Bytes>>) -> Result<(), String> {
+/// Why an event was not taken.
+enum Trouble {
+    /// Its destination does not answer, or fails: all that is for it waits.
+    Away(String),
+    /// It is not wanted, others may be.
+    Refused(String),
+}
+
+/// Delivers all that waits and is due.
+async fn work(bag: &Bag, to: &Destination) -> Result<(), String> {
     let id = to.id();
+    let mut range = keys::events_of(&id);
     loop {
-        let page = bag.meta.scan(Scan::new(keys::events_of(&id), PAGE)).await.map_err(|e| e.to_string())?;
-        if page.is_empty() {
+        let page = bag.meta.scan(Scan::new(range.clone(), PAGE)).await.map_err(|e| e.to_string())?;
+        if page.is_empty() && range.start == keys::events_of(&id).start {
             to.waiting.store(0, Ordering::Relaxed);
-            return Ok(());
         }
-        for (key, raw) in page {
-            let at = keys::event_parts(&key).map_or(UnixMicros(0), |(_, at)| at);
-            let age = Duration::from_micros(bag.clock.now().0.saturating_sub(at.0));
+        let now = bag.clock.now();
+        for (key, raw) in &page {
+            let at = keys::event_parts(key).map_or(UnixMicros(0), |(_, at)| at);
+            // Later than any pause: put back before the clock was set back.
+            if at > now && at.0 - now.0 <= 2 * PUT_BACK.1.as_micros() as u64 {
+                return Ok(());
+            }
+            range.start = keys::after(key);
+            let told = Told::decode(raw);
+            let since = told.as_ref().ok().and_then(|told| told.refused).map_or(at, |(_, since)| since);
+            let age = Duration::from_micros(bag.clock.now().0.saturating_sub(since.0));
             bag.metrics.event_lag(&id, age.as_secs(), to.waiting.load(Ordering::Relaxed));
-            let outcome = match Told::decode(&raw) {
-                Ok(told) => deliver(to, client, &key, told.body).await,
+            let outcome = match &told {
+                Ok(told) => deliver(to, key, told.body.clone()).await,
                 // What is damaged nobody will ever take.
                 Err(e) => {
                     tracing::error!(destination = id, error = %e, "an event's record is damaged");
-                    Err(String::new())
+                    Err(Trouble::Refused(String::new()))
                 }
             };
-            match outcome {
-                Ok(()) => bag.metrics.event_delivered(&id),
-                Err(error) if age < AGE_MAX && !error.is_empty() => return Err(error),
-                Err(_) => bag.metrics.events_lost(1),
+            let batch = Batch::new().check(key.clone(), Some(raw.clone())).del(key.clone());
+            match (outcome, told) {
+                (Ok(()), _) => bag.metrics.event_delivered(&id),
+                (Err(Trouble::Away(error)), _) if age < AGE_MAX => return Err(error),
+                (Err(Trouble::Refused(error)), Ok(told)) if age < AGE_MAX => {
+                    let attempts = told.refused.map_or(0, |(attempts, _)| attempts) + 1;
+                    if attempts == 1 {
+                        tracing::warn!(destination = id, error, "an event was refused; it is tried again later");
+                    }
+                    let pause = (PUT_BACK.0 * 4u32.saturating_pow(attempts - 1)).min(PUT_BACK.1);
+                    let later = UnixMicros(now.0 + pause.as_micros() as u64);
+                    let told = Told { refused: Some((attempts, since)), ..told };
+                    let key = keys::event(&id, later, rand::random());
+                    bag.meta.commit(batch.put(key, told.encode())).await.map_err(|e| e.to_string())?;
+                    continue;
+                }
+                (Err(_), _) => bag.metrics.events_lost(1),
             }
-            bag.meta.commit(Batch::new().del(key)).await.map_err(|e| e.to_string())?;
+            bag.meta.commit(batch).await.map_err(|e| e.to_string())?;
             // A cut-off commit's event was not counted.
             let _ = to.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        }
+        if page.len() < PAGE {
+            return Ok(());
         }
     }
 }
 
-async fn deliver(
-    to: &Destination,
-    client: &Client<HttpConnector, Full<Bytes>>,
-    key: &[u8],
-    body: Bytes,
-) -> Result<(), String> {
+async fn deliver(to: &Destination, key: &[u8], body: Bytes) -> Result<(), Trouble> {
     match &to.place {
-        Place::Webhook { url, token } => {
+        Place::Webhook { url, token, endpoint } => {
             let mut request = Request::builder()
                 .method(Method::POST)
                 .uri(url.clone())
@@ -214,13 +252,20 @@ async fn deliver(
             if let Some(token) = token {
                 request = request.header(AUTHORIZATION, format!("Bearer {token}"));
             }
-            let request = request.body(Full::new(body)).map_err(|e| e.to_string())?;
-            let answer = tokio::time::timeout(PATIENCE, client.request(request)).await;
-            let answer = answer.map_err(|_| format!("no answer within {} s", PATIENCE.as_secs()))?;
-            let status = answer.map_err(|e| e.to_string())?.status();
-            if status.is_success() { Ok(()) } else { Err(format!("answered {status}")) }
+            let (parts, ()) = request.body(()).map_err(|e| Trouble::Away(e.to_string()))?.into_parts();
+            let answer = tokio::time::timeout(PATIENCE, endpoint.send(parts, Body::whole(body))).await;
+            let answer = answer.map_err(|_| Trouble::Away(format!("no answer within {} s", PATIENCE.as_secs())))?;
+            let status = answer.map_err(|e| Trouble::Away(e.why))?.status;
+            let passing = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(&status);
+            match status {
+                status if status.is_success() => Ok(()),
+                status if status.is_client_error() && !passing => Err(Trouble::Refused(format!("answered {status}"))),
+                status => Err(Trouble::Away(format!("answered {status}"))),
+            }
         }
-        Place::Queue(folder) => enqueue(folder, key, &body).await.map_err(|e| format!("{}: {e}", folder.display())),
+        Place::Queue(folder) => {
+            enqueue(folder, key, &body).await.map_err(|e| Trouble::Away(format!("{}: {e}", folder.display())))
+        }
     }
 }
 

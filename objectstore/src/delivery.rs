@@ -40,12 +40,6 @@ pub struct Source<'a> {
 /// # Errors
 /// `AccessDenied`.
 pub fn may_write(target: &Known, logging: &Logging, source: Source<'_>, now: UnixMicros) -> Result<()> {
-    let mut context = Context::default();
-    context
-        .text("aws:SourceArn", format!("arn:aws:s3:::{}", source.bucket))
-        .text("aws:SourceAccount", source.account)
-        .moment("aws:CurrentTime", now)
-        .flag("aws:SecureTransport", true);
     let granted = |wanted: Permission| {
         let grants = target.settings.acl.iter().flat_map(|acl| &acl.0);
         let mut of_group = grants.filter(|g| g.grantee == Grantee::LogDelivery);
@@ -53,25 +47,8 @@ pub fn may_write(target: &Known, logging: &Logging, source: Source<'_>, now: Uni
     };
     let lists = target.settings.ownership != Ownership::BucketOwnerEnforced;
     let listed = lists && granted(Permission::Write);
-    // Policies name the prefix with or without `*` after it.
-    let place = format!("arn:aws:s3:::{}/{}", logging.bucket, logging.prefix);
-    let resources = [place.clone(), format!("{place}2026-01-01-00-00-00-0000000000000000")];
-    let decisions = |service: &str| {
-        let identity = Identity::new(Principal::service(service), Vec::new());
-        resources.each_ref().map(|resource| {
-            let request = Request { action: "s3:PutObject", resource, context: &context };
-            let to = Target { owner: target.owner.as_ref(), policy: target.policy.as_ref(), ..Target::default() };
-            decide(&identity, &to, &request)
-        })
-    };
-    let ours = decisions(SERVICE);
-    let denied = ours.iter().any(|d| matches!(d, Decision::ExplicitDeny(_)));
-    // By its name: what is open to everybody was not opened for logs.
-    let by_name = || {
-        let anybody = decisions("anybody.amazonaws.com");
-        ours.iter().zip(&anybody).any(|(our, any)| our.is_allowed() && !any.is_allowed())
-    };
-    if !denied && (listed || by_name()) {
+    let (allowed, denied) = says(target, SERVICE, (&logging.bucket, &logging.prefix), source, now);
+    if !denied && (listed || allowed) {
         return Ok(());
     }
     Err(Error::new(
@@ -82,6 +59,50 @@ pub fn may_write(target: &Known, logging: &Logging, source: Source<'_>, now: Uni
             logging.bucket, logging.prefix
         ),
     ))
+}
+
+/// True where the target's policy lets a service put objects of `source` at a place (bucket, prefix).
+pub fn service_may_put(
+    target: &Known,
+    service: &str,
+    place: (&str, &str),
+    source: Source<'_>,
+    now: UnixMicros,
+) -> bool {
+    let (allowed, denied) = says(target, service, place, source, now);
+    allowed && !denied
+}
+
+/// What the target's policy says of a service that puts objects at a place: whether it lets it by its name, since what is
+/// open to everybody was not opened for it; whether it denies it.
+fn says(
+    target: &Known,
+    service: &str,
+    (bucket, prefix): (&str, &str),
+    source: Source<'_>,
+    now: UnixMicros,
+) -> (bool, bool) {
+    let mut context = Context::default();
+    context
+        .text("aws:SourceArn", format!("arn:aws:s3:::{}", source.bucket))
+        .text("aws:SourceAccount", source.account)
+        .moment("aws:CurrentTime", now)
+        .flag("aws:SecureTransport", true);
+    // Policies name the prefix with or without `*` after it.
+    let place = format!("arn:aws:s3:::{bucket}/{prefix}");
+    let resources = [place.clone(), format!("{place}2026-01-01-00-00-00-0000000000000000")];
+    let decisions = |service: &str| {
+        let identity = Identity::new(Principal::service(service), Vec::new());
+        resources.each_ref().map(|resource| {
+            let request = Request { action: "s3:PutObject", resource, context: &context };
+            let to = Target { owner: target.owner.as_ref(), policy: target.policy.as_ref(), ..Target::default() };
+            decide(&identity, &to, &request)
+        })
+    };
+    let ours = decisions(service);
+    let denied = ours.iter().any(|d| matches!(d, Decision::ExplicitDeny(_)));
+    let anybody = decisions("anybody.amazonaws.com");
+    (ours.iter().zip(&anybody).any(|(our, any)| our.is_allowed() && !any.is_allowed()), denied)
 }
 
 /// The list of log objects that TargetGrants say; the owner has all.

@@ -184,6 +184,10 @@ kinds! {
     MaxPostPreDataLengthExceeded => "MaxPostPreDataLengthExceeded", 400, "Your POST request fields preceding the upload file were too large.";
     /// PutBucketAcl says nothing.
     MissingSecurityHeader => "MissingSecurityHeader", 400, "Your request was missing a required header.";
+    /// There is no configuration of this id.
+    NoSuchConfiguration => "NoSuchConfiguration", 404, "The specified configuration does not exist.";
+    /// More configurations than a bucket may have.
+    TooManyConfigurations => "TooManyConfigurations", 400, "You are attempting to create a new configuration but have already reached the 1,000-configuration limit.";
     /// There is no policy.
     NoSuchBucketPolicy => "NoSuchBucketPolicy", 404, "The bucket policy does not exist";
     /// There are no rules for other origins.
@@ -198,6 +202,8 @@ kinds! {
     NoSuchWebsiteConfiguration => "NoSuchWebsiteConfiguration", 404, "The specified bucket does not have a website configuration";
     /// There are no ownership controls.
     OwnershipControlsNotFound => "OwnershipControlsNotFoundError", 404, "The bucket ownership controls were not found";
+    /// There are no replication rules.
+    ReplicationConfigurationNotFound => "ReplicationConfigurationNotFoundError", 404, "The replication configuration was not found";
     /// A policy above its limit.
     PolicyTooLarge => "PolicyTooLarge", 400, "Policy exceeds the maximum allowed document size.";
     /// The bucket's quota is used up. S3 has none; RGW answers so.

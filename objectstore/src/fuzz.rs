@@ -4,7 +4,7 @@ use base64::Engine;
 
 use crate::access::acl::{Acl, Owners};
 use crate::access::people::People;
-use crate::config::{cors, events, lifecycle, simple, website};
+use crate::config::{cors, events, inventory, lifecycle, replication, simple, website};
 use crate::{form, xml};
 
 /// Everybody exists.
@@ -31,6 +31,8 @@ karri_base::fuzz::targets! {
         "<NotificationConfiguration><QueueConfiguration><Id>n</Id><Queue>arn:aws:sqs:::q</Queue><Event>s3:ObjectCreated:*</Event></QueueConfiguration></NotificationConfiguration>",
         "<BucketLoggingStatus><LoggingEnabled><TargetBucket>b</TargetBucket><TargetPrefix/></LoggingEnabled></BucketLoggingStatus>",
         "<Tagging><TagSet><Tag><Key>k</Key><Value>&#x41;</Value></Tag></TagSet></Tagging>",
+        "<ReplicationConfiguration><Role>r</Role><Rule><Priority>1</Priority><Filter><Prefix>p</Prefix></Filter><Status>Enabled</Status><DeleteMarkerReplication><Status>Disabled</Status></DeleteMarkerReplication><Destination><Bucket>arn:aws:s3:::target</Bucket></Destination></Rule></ReplicationConfiguration>",
+        "<InventoryConfiguration><Destination><S3BucketDestination><Bucket>arn:aws:s3:::b</Bucket><Format>CSV</Format></S3BucketDestination></Destination><IsEnabled>true</IsEnabled><Id>i</Id><IncludedObjectVersions>All</IncludedObjectVersions><Schedule><Frequency>Daily</Frequency></Schedule></InventoryConfiguration>",
     ] {
         if let Ok(rules) = cors::parse(data) {
             assert_eq!(cors::parse(cors::to_xml(&rules).as_bytes()).ok(), Some(rules));
@@ -50,6 +52,14 @@ karri_base::fuzz::targets! {
         }
         if let Ok(tags) = simple::Tags::parse(data, 50) {
             assert_eq!(simple::Tags::parse(tags.to_xml().as_bytes(), 50).ok(), Some(tags));
+        }
+        if let Ok(read) = replication::parse(data) {
+            let kept = replication::canonical(data).ok().and_then(|text| replication::parse(text.as_bytes()).ok());
+            assert_eq!(kept.map(|kept| (kept.role, kept.rules.len())), Some((read.role, read.rules.len())));
+        }
+        if let Ok(one) = inventory::one(data) {
+            let kept = inventory::put(None, &one.id, data).ok();
+            assert_eq!(kept.and_then(|kept| inventory::parse(kept.as_bytes()).ok()), Some(vec![one]));
         }
         let _ = xml::Element::parse_any(data);
     }

@@ -9,6 +9,7 @@
 //! G blob-id                     blob to reclaim   X upload-id                  parts to clean away
 //! K name                        a key of the key service C name                     the store's own settings
 //! N bucket slot                 what is in a bucket L destination 0 time random   an event to deliver
+//! R destination 0 time random   a change to replicate
 //! ```
 //!
 //! `bucket` is the bucket's random 64-bit id, so a bucket made anew under an old name shares nothing with the old
@@ -36,6 +37,12 @@ impl DataId {
         id[..8].copy_from_slice(&now.0.to_be_bytes());
         id[8..].copy_from_slice(&random.to_be_bytes());
         Self(id)
+    }
+    /// The id of a microsecond before, with the same random bits.
+    pub fn earlier(self) -> Self {
+        let mut id = self;
+        id.0[..8].copy_from_slice(&self.time().0.saturating_sub(1).to_be_bytes());
+        id
     }
     /// When it was made.
     pub fn time(self) -> UnixMicros {
@@ -125,12 +132,20 @@ pub fn event(destination: &str, at: UnixMicros, random: u64) -> Bytes {
 pub fn events_of(destination: &str) -> Range<Bytes> {
     prefixed(key(b'L', &[destination.as_bytes(), &[0]]))
 }
-/// The destination and the time in an `L` key.
+/// The destination and the time in an `L` or `R` key.
 pub fn event_parts(key: &[u8]) -> Option<(String, UnixMicros)> {
     let (name, _) = key.get(1..)?.split_last_chunk::<8>()?;
     let (name, time) = name.split_last_chunk::<8>()?;
     let name = std::str::from_utf8(name.strip_suffix(&[0])?).ok()?;
     Some((name.to_owned(), UnixMicros(u64::from_be_bytes(*time))))
+}
+/// `R destination 0 time random`: a change to replicate, due at this time; a destination's name has no zero byte.
+pub fn replication(destination: &str, due: UnixMicros, random: u64) -> Bytes {
+    key(b'R', &[destination.as_bytes(), &[0], &due.0.to_be_bytes(), &random.to_be_bytes()])
+}
+/// All changes that wait for a destination, soonest due first.
+pub fn replications_of(destination: &str) -> Range<Bytes> {
+    prefixed(key(b'R', &[destination.as_bytes(), &[0]]))
 }
 /// `N bucket slot`.
 pub fn usage(bucket: BucketId, slot: u32) -> Bytes {

@@ -32,6 +32,9 @@
 //! | [`digest`], [`token`], [`xml`] | checksums, continuation tokens, documents |
 //! | [`accesslog`], [`witness`], [`delivery`] | server access logs: lines, where they come from, where they go |
 //! | [`notify`], [`courier`] | events: told in the commits that make them happen, delivered |
+//! | [`replicate`] | replication: queued in the commits that change objects, carried to buckets here and elsewhere |
+//! | [`outbound`] | requests to other servers, over TLS or not |
+//! | [`inventory`] | inventory reports |
 //! | [`ageing`] | lifecycle rules carried out |
 //! | [`reclaim`] | giving space back |
 //! | [`mod@serve`] | engine cores, listeners, the store: a running Walrus |
@@ -63,6 +66,7 @@ pub mod front;
 pub mod fuzz;
 pub mod guard;
 pub mod hashing;
+pub mod inventory;
 pub mod keys;
 pub mod list;
 pub mod md5_lanes;
@@ -71,8 +75,10 @@ pub mod note;
 pub mod notify;
 pub mod operator;
 pub mod ops;
+pub mod outbound;
 pub mod reclaim;
 pub mod record;
+pub mod replicate;
 pub mod role;
 pub mod route;
 pub mod scrub;

@@ -55,6 +55,12 @@ pub struct Metrics {
     events_lost: Counter,
     events_waiting: Family<To, Gauge>,
     events_lag: Family<To, Gauge>,
+    replicated: Family<To, Counter>,
+    replicated_bytes: Family<To, Counter>,
+    replication_failed: Family<To, Counter>,
+    replication_pending: Family<To, Gauge>,
+    replication_pending_bytes: Family<To, Gauge>,
+    replication_lag: Family<To, Gauge>,
     bucket_objects: Family<BucketName, Gauge>,
     bucket_bytes: Family<BucketName, Gauge>,
     objects: Gauge,
@@ -90,6 +96,12 @@ impl Default for Metrics {
             events_lost: Counter::default(),
             events_waiting: Family::default(),
             events_lag: Family::default(),
+            replicated: Family::default(),
+            replicated_bytes: Family::default(),
+            replication_failed: Family::default(),
+            replication_pending: Family::default(),
+            replication_pending_bytes: Family::default(),
+            replication_lag: Family::default(),
             bucket_objects: Family::default(),
             bucket_bytes: Family::default(),
             objects: Gauge::default(),
@@ -130,6 +142,35 @@ impl Metrics {
             "Age of the oldest event that waits for a destination",
             Unit::Seconds,
             metrics.events_lag.clone(),
+        );
+        r.register("replicated", "Changes that a destination of replication has got", metrics.replicated.clone());
+        r.register_with_unit(
+            "replicated",
+            "Bytes that a destination of replication has got",
+            Unit::Bytes,
+            metrics.replicated_bytes.clone(),
+        );
+        r.register(
+            "replication_failed",
+            "Changes that a destination of replication refused for good",
+            metrics.replication_failed.clone(),
+        );
+        r.register(
+            "replication_pending",
+            "Changes that wait for a destination of replication",
+            metrics.replication_pending.clone(),
+        );
+        r.register_with_unit(
+            "replication_pending",
+            "Bytes that wait for a destination of replication",
+            Unit::Bytes,
+            metrics.replication_pending_bytes.clone(),
+        );
+        r.register_with_unit(
+            "replication_lag",
+            "Age of the oldest change that is carried to a destination of replication",
+            Unit::Seconds,
+            metrics.replication_lag.clone(),
         );
         r.register("objects", "Object versions in all buckets", metrics.objects.clone());
         r.register_with_unit("objects", "Bytes in all buckets", Unit::Bytes, metrics.object_bytes.clone());
@@ -204,6 +245,25 @@ impl Metrics {
     pub fn scrubbed(&self, at: UnixMicros, left: u64) {
         self.last_scrub.set(i64::try_from(at.secs()).unwrap_or(i64::MAX));
         self.corrupt_left.set(i64::try_from(left).unwrap_or(i64::MAX));
+    }
+    /// A destination of replication has got a change.
+    pub fn replicated(&self, destination: &str, bytes: u64) {
+        let to = To { destination: destination.to_owned() };
+        self.replicated.get_or_create(&to).inc();
+        self.replicated_bytes.get_or_create(&to).inc_by(bytes);
+    }
+    /// A destination of replication will not get a change.
+    pub fn replication_failed(&self, destination: &str) {
+        self.replication_failed.get_or_create(&To { destination: destination.to_owned() }).inc();
+    }
+    /// What waits for a destination of replication: changes and bytes; the age of the oldest in seconds, where it is known.
+    pub fn replication_waiting(&self, destination: &str, (changes, bytes): (i64, i64), lag: Option<u64>) {
+        let to = To { destination: destination.to_owned() };
+        self.replication_pending.get_or_create(&to).set(changes);
+        self.replication_pending_bytes.get_or_create(&to).set(bytes);
+        if let Some(lag) = lag {
+            self.replication_lag.get_or_create(&to).set(i64::try_from(lag).unwrap_or(i64::MAX));
+        }
     }
     /// Lines of access logs are in their bucket.
     pub fn log_lines_written(&self, lines: u64) {

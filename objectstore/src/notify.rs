@@ -27,13 +27,18 @@ use crate::config::events::Notification;
 use crate::core::{Caller, Core};
 use crate::error::{Error, Kind, Result};
 use crate::keys;
-use crate::record::codec::{Damage, Fields, Writer, unknown, wanted};
+use crate::outbound::Endpoint;
+use crate::record::codec::{Damage, Fields, Writer, number, unknown, wanted};
 use crate::record::{Bucket, Object};
 
 /// Events that wait for one destination; above that new ones are lost, and counted.
 pub const WAITING_MAX: usize = 100_000;
 /// An operation's name in [`Facts`](crate::access::Facts): lifecycle rules, which no request asked for.
 pub const LIFECYCLE: &str = "Lifecycle";
+/// As [`LIFECYCLE`]: replication.
+pub const REPLICATION: &str = "Replication";
+/// As [`LIFECYCLE`]: inventory reports.
+pub const INVENTORY: &str = "Inventory";
 
 /// Where events go.
 #[derive(Debug)]
@@ -51,14 +56,16 @@ pub struct Destination {
 }
 
 /// What a destination is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Place {
     /// Events are posted there: `arn:aws:sns:REGION:ACCOUNT:NAME`.
     Webhook {
-        /// Plain HTTP.
+        /// Path and all.
         url: http::Uri,
         /// Sent as `Authorization: Bearer`.
         token: Option<String>,
+        /// Connections to it.
+        endpoint: Arc<Endpoint>,
     },
     /// A folder, one file a message: `arn:aws:sqs:REGION:ACCOUNT:NAME`.
     Queue(PathBuf),
@@ -96,6 +103,15 @@ fn named<'d>(all: &'d Destinations, arn: &str, account: &str) -> Option<&'d Arc<
 pub struct Told {
     /// The JSON.
     pub body: Bytes,
+    /// How often the destination refused it, and when it happened; `None` where it did not: then the key says when.
+    pub refused: Option<(u32, UnixMicros)>,
+}
+
+impl Told {
+    /// An event that happens now.
+    pub fn new(body: String) -> Self {
+        Self { body: body.into(), refused: None }
+    }
 }
 
 impl Told {
@@ -103,6 +119,10 @@ impl Told {
     pub fn encode(&self) -> Bytes {
         let mut w = Writer::new(b'L');
         w.field(1, &self.body);
+        if let Some((attempts, since)) = self.refused {
+            w.number(2, attempts.into());
+            w.number(3, since.0);
+        }
         w.finish()
     }
     /// From what is stored.
@@ -111,14 +131,16 @@ impl Told {
     /// Damage.
     pub fn decode(record: &[u8]) -> Result<Self, Damage> {
         let mut fields = Fields::open(b'L', record)?;
-        let mut body = None;
+        let (mut body, mut attempts, mut since) = (None, None, None);
         while let Some((tag, bytes)) = fields.pull()? {
             match tag {
                 1 => body = Some(Bytes::copy_from_slice(bytes)),
+                2 => attempts = Some(u32::try_from(number(tag, bytes)?).unwrap_or(u32::MAX)),
+                3 => since = Some(UnixMicros(number(tag, bytes)?)),
                 _ => unknown(tag)?,
             }
         }
-        Ok(Self { body: wanted(1, body)? })
+        Ok(Self { body: wanted(1, body)?, refused: attempts.zip(since) })
     }
 }
 
@@ -165,7 +187,8 @@ fn message(
     }
     let source = facts.source.map_or_else(|| "s3.amazonaws.com".to_owned(), |a| a.to_canonical().to_string());
     let principal = caller.key.as_ref().map_or("Anonymous", |key| key.arn.as_str());
-    let principal = if facts.operation == LIFECYCLE { "s3.amazonaws.com" } else { principal };
+    let principal =
+        if [LIFECYCLE, REPLICATION, INVENTORY].contains(&facts.operation) { "s3.amazonaws.com" } else { principal };
     json!({"Records": [{
         "eventVersion": "2.1",
         "eventSource": "aws:s3",
@@ -250,10 +273,10 @@ impl<B: BulkStore> Core<B> {
             };
             let now = self.now();
             let sequencer = now.0;
-            let body = message(event, caller, (bucket, known.bucket()), notification, now, sequencer).into();
+            let told = Told::new(message(event, caller, (bucket, known.bucket()), notification, now, sequencer));
             if change.telling.take(to) {
                 let key = keys::event(&to.id(), now, rand::random());
-                change.batch.puts.push((key, Told { body }.encode()));
+                change.batch.puts.push((key, told.encode()));
             } else {
                 self.shared.metrics.events_lost(1);
             }
@@ -288,8 +311,8 @@ impl<B: BulkStore> Core<B> {
                 continue;
             }
             told.push(to.id());
-            let body = test_message(bucket, id, self.now()).into();
-            batch.puts.push((keys::event(&to.id(), self.now(), rand::random()), Told { body }.encode()));
+            let told = Told::new(test_message(bucket, id, self.now()));
+            batch.puts.push((keys::event(&to.id(), self.now(), rand::random()), told.encode()));
         }
         if batch.puts.is_empty() {
             return Ok(());
@@ -310,9 +333,11 @@ mod tests {
         let block = page.split("```hex\n").nth(1).and_then(|b| b.split("```").next()).expect("a hex block");
         let digits: String =
             block.lines().flat_map(|l| l.split('|').next()).collect::<String>().split_whitespace().collect();
-        let told = Told { body: Bytes::from_static(b"{}") };
+        let told = Told::new("{}".into());
         assert_eq!(hex::encode(told.encode()), digits);
         assert_eq!(Told::decode(&told.encode()).unwrap(), told);
+        let refused = Told { refused: Some((3, UnixMicros(7))), ..told };
+        assert_eq!(Told::decode(&refused.encode()).unwrap(), refused);
     }
 
     #[test]

@@ -10,9 +10,19 @@
 //!
 //! [[webhook]]
 //! name = "hook"                        # arn:aws:sns:REGION:ACCOUNT:hook
-//! url = "http://127.0.0.1:8080/events"
+//! url = "https://hooks.example.com/events"
+//! ca = "/etc/karri/hooks.pem"          # what its certificate must come from; the system's where it is not said
 //! token = "secret"                     # Authorization: Bearer; optional
 //! accounts = ["000000000001"]          # who may name it; all where it is not said
+//!
+//! [[remote]]
+//! name = "backup"                      # arn:karri:s3:backup::BUCKET
+//! url = "https://s3.example.com"
+//! ca = "/etc/karri/backup.pem"         # as above
+//! region = "us-east-1"
+//! access_key = "AKIAEXAMPLE"
+//! secret_key = "example-secret"
+//! accounts = ["000000000001"]          # as above
 //!
 //! [[queue]]
 //! name = "jobs"                        # arn:aws:sqs:REGION:ACCOUNT:jobs
@@ -24,16 +34,20 @@
 //! max_objects = 1000
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use karri_base::aws::s3::S3;
+use karri_base::config::AccessKey;
 use karri_base::units::parse_bytes;
 use serde::Deserialize;
 
 use crate::config::simple::Quota;
 use crate::notify::{Destination, Destinations, Place};
+use crate::outbound::Endpoint;
+use crate::replicate::remote::Remote;
 use crate::scrub::Pace;
 use crate::serve::StartError;
 
@@ -52,6 +66,8 @@ pub struct Operator {
     pub slow: Option<Duration>,
     /// How the background scrub goes about it.
     pub scrub: Pace,
+    /// Where objects may be replicated to, by name.
+    pub remotes: BTreeMap<String, Arc<Remote>>,
 }
 
 /// The file.
@@ -66,6 +82,8 @@ pub struct File {
     #[serde(default)]
     webhook: Vec<Webhook>,
     #[serde(default)]
+    remote: Vec<RemoteServer>,
+    #[serde(default)]
     queue: Vec<Queue>,
     #[serde(default)]
     quota: Vec<AccountQuota>,
@@ -76,9 +94,29 @@ pub struct File {
 struct Webhook {
     name: String,
     url: String,
+    ca: Option<PathBuf>,
     token: Option<String>,
     #[serde(default)]
     accounts: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RemoteServer {
+    name: String,
+    url: String,
+    ca: Option<PathBuf>,
+    region: Option<String>,
+    access_key: String,
+    secret_key: String,
+    #[serde(default)]
+    accounts: Vec<String>,
+}
+
+impl std::fmt::Debug for RemoteServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RemoteServer({}, {}, key hidden)", self.name, self.url)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -113,16 +151,21 @@ impl Operator {
 
 impl Operator {
     fn add(&mut self, name: &str, place: Place, accounts: Vec<String>) -> Result<(), String> {
-        let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-        if name.is_empty() || name.len() > 80 || !name.bytes().all(fits) {
-            return Err(format!("{name:?} is no name: want 1 to 80 letters, digits, hyphens and underscores"));
-        }
+        check_name(name)?;
         let destination = Destination::new(name, place, accounts);
         match self.destinations.insert(destination.id(), Arc::new(destination)) {
             None => Ok(()),
             Some(_) => Err(format!("there are two destinations {name:?} of one kind")),
         }
     }
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    if name.is_empty() || name.len() > 80 || !name.bytes().all(fits) {
+        return Err(format!("{name:?} is no name: want 1 to 80 letters, digits, hyphens and underscores"));
+    }
+    Ok(())
 }
 
 impl TryFrom<File> for Operator {
@@ -144,15 +187,25 @@ impl TryFrom<File> for Operator {
             }
             this.scrub.days = days;
         }
-        for Webhook { name, url, token, accounts } in file.webhook {
+        for Webhook { name, url, ca, token, accounts } in file.webhook {
             let uri: http::Uri = url.parse().map_err(|e| format!("webhook {name:?}: {url:?}: {e}"))?;
-            if uri.scheme_str() != Some("http") || uri.host().is_none() {
-                return Err(format!("webhook {name:?}: {url:?}: want http://HOST[:PORT]/PATH"));
-            }
+            let endpoint = Endpoint::new(&uri, ca.as_deref()).map_err(|e| format!("webhook {name:?}: {url:?}: {e}"))?;
             if token.as_ref().is_some_and(|t| http::HeaderValue::from_str(t).is_err()) {
                 return Err(format!("webhook {name:?}: the token cannot be sent in a header"));
             }
-            this.add(&name, Place::Webhook { url: uri, token }, accounts)?;
+            this.add(&name, Place::Webhook { url: uri, token, endpoint: Arc::new(endpoint) }, accounts)?;
+        }
+        for RemoteServer { name, url, ca, region, access_key, secret_key, accounts } in file.remote {
+            let wrong = |why: String| format!("remote {name:?}: {why}");
+            check_name(&name)?;
+            let key = AccessKey { access_key_id: access_key, secret_access_key: secret_key };
+            let s3 = S3::new(&url, key, region.as_deref().unwrap_or("us-east-1")).map_err(wrong)?;
+            let uri: http::Uri = url.parse().map_err(|e| wrong(format!("{url:?}: {e}")))?;
+            let endpoint = Endpoint::new(&uri, ca.as_deref()).map_err(|e| wrong(format!("{url:?}: {e}")))?;
+            let remote = Remote { s3, endpoint: Arc::new(endpoint), accounts, keeps_ids: false.into() };
+            if this.remotes.insert(name.clone(), Arc::new(remote)).is_some() {
+                return Err(format!("there are two remotes {name:?}"));
+            }
         }
         for Queue { name, folder, accounts } in file.queue {
             if !folder.is_dir() {
@@ -196,7 +249,10 @@ mod tests {
         assert_eq!(operator.scrub, Pace { bytes_per_second: 1 << 20, ..Pace::default() });
         for (text, why) in [
             ("[[quota]]\naccount = \"1\"", "quota"),
-            ("[[webhook]]\nname = \"h\"\nurl = \"https://x/\"", "want http://"),
+            ("[[webhook]]\nname = \"h\"\nurl = \"ftp://x/\"", "want http://"),
+            ("[[webhook]]\nname = \"h\"\nurl = \"https://x/\"\nca = \"/absent/ca\"", "/absent/ca"),
+            ("[[remote]]\nname = \"r\"\nurl = \"http://x\"", "access_key"),
+            ("[[remote]]\nname = \"r\"\nurl = \"http://x/path\"\naccess_key = \"a\"\nsecret_key = \"s\"", "has a path"),
             ("[[webhook]]\nname = \"a b\"\nurl = \"http://x/\"", "no name"),
             ("[[queue]]\nname = \"q\"\nfolder = \"/absent/folder\"", "no folder"),
             ("scrub_days = 0", "scrub_days"),

@@ -59,6 +59,10 @@ const ROOT_ROWS: &[Row] = &[
     row("reclaim", [None, Some("ReclaimStore"), None]),
 ];
 
+/// With an id one of a bucket's; without one, all.
+const INVENTORY: &str = "inventory";
+const LIST_INVENTORIES: &str = "ListBucketInventoryConfigurations";
+
 const ROWS: &[Row] = &[
     row("acl", [Some("GetBucketAcl"), Some("PutBucketAcl"), None]),
     Row { name: "acl", object: true, operations: [Some("GetObjectAcl"), Some("PutObjectAcl"), None] },
@@ -85,6 +89,15 @@ const ROWS: &[Row] = &[
     row("website", [Some("GetBucketWebsite"), Some("PutBucketWebsite"), Some("DeleteBucketWebsite")]),
     row("logging", [Some("GetBucketLogging"), Some("PutBucketLogging"), None]),
     row("notification", [Some("GetBucketNotificationConfiguration"), Some("PutBucketNotificationConfiguration"), None]),
+    row("replication", [Some("GetBucketReplication"), Some("PutBucketReplication"), Some("DeleteBucketReplication")]),
+    row(
+        INVENTORY,
+        [
+            Some("GetBucketInventoryConfiguration"),
+            Some("PutBucketInventoryConfiguration"),
+            Some("DeleteBucketInventoryConfiguration"),
+        ],
+    ),
     row("requestPayment", [Some("GetBucketRequestPayment"), Some("PutBucketRequestPayment"), None]),
     row("accelerate", [Some("GetBucketAccelerateConfiguration"), Some("PutBucketAccelerateConfiguration"), None]),
     row("quota", [Some("GetBucketQuota"), Some("PutBucketQuota"), None]),
@@ -98,7 +111,7 @@ pub fn is_subresource(name: &str) -> bool {
 
 /// The operations' names, for metrics and logs.
 pub fn operations() -> impl Iterator<Item = &'static str> {
-    ROWS.iter().chain(ROOT_ROWS).flat_map(|row| row.operations.into_iter().flatten())
+    ROWS.iter().chain(ROOT_ROWS).flat_map(|row| row.operations.into_iter().flatten()).chain([LIST_INVENTORIES])
 }
 
 /// A request that is for here.
@@ -126,7 +139,11 @@ fn find(method: &Method, uri: &Uri) -> Option<Match> {
         return Some(Match { operation: Some("RenameObject"), bucket: bucket.into(), key: key.map(Into::into) });
     }
     let row = ROWS.iter().find(|row| row.object == key.is_some() && query.iter().any(|(n, _)| n == row.name))?;
-    Some(Match { operation: row.operation(method), bucket: bucket.into(), key: key.map(Into::into) })
+    let mut operation = row.operation(method);
+    if row.name == INVENTORY && *method == Method::GET && !query.iter().any(|(n, _)| n == "id") {
+        operation = Some(LIST_INVENTORIES);
+    }
+    Some(Match { operation, bucket: bucket.into(), key: key.map(Into::into) })
 }
 
 /// The routes of one core.

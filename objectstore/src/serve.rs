@@ -37,9 +37,12 @@ use crate::courier::{Bag, Courier};
 use crate::crypt::Secret;
 use crate::delivery;
 use crate::front::Front;
+use crate::inventory;
 use crate::metrics::Metrics;
 use crate::operator::Operator;
+use crate::outbound::{self, Outbound};
 use crate::reclaim;
+use crate::replicate;
 use crate::scrub;
 use crate::vault::Vault;
 
@@ -315,7 +318,9 @@ pub fn serve(options: ServeOptions) -> Result<Handle, StartError> {
         listen, store, meta, keys, region, metrics, clock, master, calendar, operator, tls, inner, ..
     } = options;
     let destinations = operator.destinations.clone();
-    let settings = Settings { clock, region, metrics, master, operator };
+    let (outbound, calls) = outbound::channel();
+    let sends = !destinations.is_empty() || !operator.remotes.is_empty();
+    let settings = Settings { clock, region, metrics, master, operator, outbound };
 
     // Core 0 opens the store and keeps it.
     let (ready, is_ready) = mpsc::channel();
@@ -370,10 +375,10 @@ pub fn serve(options: ServeOptions) -> Result<Handle, StartError> {
     tracing::info!(listen = %local, tls = secure, store = %store.display(), cores = cores.len(), "Walrus serves");
     let handle =
         Handle { local, usage, cores, ends: Mutex::new(ends), courier: Mutex::default(), shared: shared.clone() };
-    if !destinations.is_empty() {
+    if sends {
         let bag = Bag { meta, clock: shared.clock.clone(), metrics: shared.metrics.clone() };
-        let courier = Courier::start(bag, destinations)
-            .map_err(|e| StartError::Config { what: format!("the thread that delivers events cannot start: {e}") })?;
+        let courier = Courier::start(bag, destinations, calls)
+            .map_err(|e| StartError::Config { what: format!("the courier's thread cannot start: {e}") })?;
         *handle.courier.lock().unwrap_or_else(PoisonError::into_inner) = Some(courier);
     }
     Ok(handle)
@@ -416,6 +421,7 @@ struct Settings {
     metrics: Metrics,
     master: Secret,
     operator: Operator,
+    outbound: Outbound,
 }
 
 /// Core 0's first job: open the store, keep it, close it at the end.
@@ -433,7 +439,7 @@ async fn keep(
         let disk =
             UringDisk::open(&path, &OpenOptions { create: true, size: bytes, lock: true, ..OpenOptions::default() })?;
         let store = LocalStore::open_or_format(disk, &path.display().to_string(), Options::default()).await?;
-        let Settings { clock, region, metrics, master, operator } = settings;
+        let Settings { clock, region, metrics, master, operator, outbound } = settings;
         let shared = Shared::open(&meta, clock, region, metrics, master).await?;
         if let Some(path) = &operator.audit_log {
             let audit = Audit::open(path, shared.metrics.clone())
@@ -442,6 +448,7 @@ async fn keep(
         }
         // Set once: this is the one opening.
         let _ = shared.operator.set(operator);
+        let _ = shared.outbound.set(outbound);
         // Before anything is served: whatever of these no record names belongs to nobody.
         let candidates = reclaim::sealed_blobs(&store);
         Ok((store, shared, candidates))
@@ -508,8 +515,13 @@ impl Site {
                 tidy(&core, &candidates).await;
                 let roll = core.shared.operator.get().and_then(|o| o.log_roll).unwrap_or(accesslog::ROLL);
                 let pace = core.shared.operator.get().map(|o| o.scrub).unwrap_or_default();
-                let jobs = (age(&core, calendar), show_usage(&core), write_logs(&core, roll), scrub::run(&core, pace));
-                futures_util::future::join4(jobs.0, jobs.1, jobs.2, jobs.3).await;
+                let beside = futures_util::future::join4(
+                    write_logs(&core, roll),
+                    scrub::run(&core, pace),
+                    replicate::run(&core),
+                    inventory::run(&core, calendar),
+                );
+                futures_util::future::join3(age(&core, calendar), show_usage(&core), beside).await;
             })
         });
         let make = |peer: http::Peer| {

@@ -15,11 +15,13 @@ use karri_bulk::BulkStore;
 use karri_meta::Scan;
 
 use crate::change::Change;
-use crate::core::{Core, Seen};
+use crate::core::{Caller, Core, Seen};
 use crate::error::{Error, Kind, Result};
 use crate::keys::{self, BucketId, DataId};
+use crate::notify::LIFECYCLE;
 use crate::ops::condition::http_date;
-use crate::record::{Bucket, Object, Retention, Versioning};
+use crate::record::{Bucket, Object, Replication, Retention, Versioning};
+use crate::replicate::What;
 use crate::usage::Amount;
 
 /// Which version a request means.
@@ -47,6 +49,29 @@ impl Which {
     /// True when the request names a version.
     pub fn is_named(self) -> bool {
         self != Self::Current
+    }
+}
+
+/// Where a version is to be put.
+#[derive(Debug, Clone, Copy)]
+pub struct Spot<'a> {
+    /// The bucket's name.
+    pub name: &'a str,
+    /// The bucket as it was seen.
+    pub bucket: &'a Bucket,
+    /// The object's key.
+    pub key: &'a str,
+    /// Of a replica: the id that the version has where it comes from.
+    pub replica: Option<DataId>,
+    /// True where a lifecycle rule does it, which is not replicated.
+    pub ageing: bool,
+}
+
+impl<'a> Spot<'a> {
+    /// For what this caller puts.
+    pub fn of(caller: &Caller, name: &'a str, bucket: &'a Bucket, key: &'a str) -> Self {
+        let leave = &caller.leave;
+        Self { name, bucket, key, replica: leave.replica, ageing: leave.facts.operation == LIFECYCLE }
     }
 }
 
@@ -78,6 +103,13 @@ pub fn marker_refused(which: Which, marker: &Object) -> Error {
     }
     let kind = if which.is_named() { Kind::MethodNotAllowed } else { Kind::NoSuchKey };
     Error { headers: Some(Box::new(headers)), ..Error::from(kind) }
+}
+
+/// Gives a new version the bucket's default retention where it came without one.
+fn retain(bucket: &Bucket, new: &mut Object) {
+    if let (Some(lock), None, false) = (&bucket.lock, new.lock.retention, new.marker) {
+        new.lock.retention = lock.default.map(|(mode, period)| Retention { mode, until: period.after(new.modified) });
+    }
 }
 
 impl<B: BulkStore> Core<B> {
@@ -116,16 +148,31 @@ impl<B: BulkStore> Core<B> {
     }
 
     /// Adds to a change, which checks the bucket's and the object's records, what makes `new` the current version: sets
-    /// its id, its default retention and, where versions are kept, its time; moves or retires what it replaces.
+    /// its id, its default retention and, where versions are kept, its time; moves or retires what it replaces; queues it
+    /// for replication.
+    ///
+    /// A replica keeps id and time of the version that it replicates, so it goes below newer ones.
     pub async fn supersede(
         &self,
         change: &mut Change,
-        bucket: &Bucket,
-        key: &str,
+        spot: Spot<'_>,
         old: Option<&Seen<Object>>,
         new: &mut Object,
     ) -> Result<()> {
+        let Spot { bucket, key, .. } = spot;
         (new.version, new.null_at) = (None, None);
+        new.replication = spot.replica.map(|_| Replication::Replica);
+        let kept_id = match spot.replica.filter(|_| bucket.versioning == Versioning::Enabled) {
+            None => None,
+            // Whoever asked has looked whether it is there.
+            Some(id) => Some(self.replica(bucket.id, key, id).await?.err().unwrap_or(id)),
+        };
+        if let Some(id) = kept_id {
+            new.modified = id.time();
+            if old.is_some_and(|old| old.value.modified >= id.time()) {
+                return self.slip_under(change, spot, id, new);
+            }
+        }
         if bucket.versioning == Versioning::Never {
             if let Some(old) = old {
                 self.retire(change, &old.value).await?;
@@ -155,16 +202,41 @@ impl<B: BulkStore> Core<B> {
                 }
             }
         }
-        if let (Some(lock), None, false) = (&bucket.lock, new.lock.retention, new.marker) {
-            new.lock.retention =
-                lock.default.map(|(mode, period)| Retention { mode, until: period.after(new.modified) });
-        }
+        retain(bucket, new);
         if bucket.versioning == Versioning::Enabled {
-            new.version = Some(DataId::new(new.modified, rand::random()));
+            new.version = Some(kept_id.unwrap_or_else(|| DataId::new(new.modified, rand::random())));
         }
         change.amount += Amount::of(new);
+        self.queue_replication(change, spot, new, What::Version).await?;
         change.batch.puts.push((keys::object(bucket.id, key.as_bytes()), new.encode()));
         Ok(())
+    }
+
+    /// Adds to a change what puts a replica below the current version.
+    fn slip_under(&self, change: &mut Change, spot: Spot<'_>, id: DataId, new: &mut Object) -> Result<()> {
+        let store_key = keys::version(spot.bucket.id, spot.key.as_bytes(), id.time());
+        new.version = Some(id);
+        retain(spot.bucket, new);
+        change.amount += Amount::of(new);
+        change.batch.checks.push((store_key.clone(), None));
+        change.batch.puts.push((store_key, new.encode()));
+        Ok(())
+    }
+
+    /// The replica of the version with this id, or else the id that one gets: the same, or where another version has its
+    /// time, which is its place, right below that.
+    pub async fn replica(&self, bucket: BucketId, key: &str, mut id: DataId) -> Result<Result<At, DataId>> {
+        loop {
+            if let Some(at) = self.version(bucket, key, Which::Id(id)).await? {
+                return Ok(Ok(at));
+            }
+            let is_current = self.object(bucket, key).await?.is_some_and(|current| current.value.modified == id.time());
+            let store_key = keys::version(bucket, key.as_bytes(), id.time());
+            if !is_current && self.meta.get(store_key).await?.is_none() {
+                return Ok(Err(id));
+            }
+            id = id.earlier();
+        }
     }
 
     /// Adds to a change what takes a version away for good.

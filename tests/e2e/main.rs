@@ -6,6 +6,7 @@
 //! | [`alone`] | a volume or Walrus without a cloud starts and ends in order |
 //! | [`identity`] | IAM and STS with boto3: S3 and EC2 obey |
 //! | [`operate`] | lists, checks, exports; TLS |
+//! | [`replication`] | two Walruses: boto3 puts rules and objects, both have them |
 //! | [`s3`] | the quick start's S3 part, with aws cli and s3cmd |
 //! | [`tools`] | rclone, restic, s3fs, SigV2 by curl, minio-py against a Walrus alone |
 //! | [`vm`] | image, instance, console, volume written by one guest and read by another |
@@ -20,6 +21,7 @@ mod faults;
 mod identity;
 mod operate;
 mod refusals;
+mod replication;
 mod s3;
 mod tools;
 mod vm;

@@ -55,6 +55,9 @@ pub const DELETE_OBJECT: Ask = Ask {
     permission: Some(Permission::Write),
 };
 
+/// Putting a replica: what is asked besides of whoever says that an upload or a delete marker is one.
+pub const REPLICATE_OBJECT: Ask = Ask::new("s3:ReplicateObject", Level::Content, None);
+
 /// Overriding a retention in governance mode.
 pub const BYPASS_GOVERNANCE: Ask = Ask::new("s3:BypassGovernanceRetention", Level::Content, None);
 
@@ -132,6 +135,14 @@ pub fn ask(operation: &str) -> Option<Ask> {
         "PutBucketLogging" => plain("s3:PutBucketLogging", Bucket),
         "GetBucketNotificationConfiguration" => plain("s3:GetBucketNotification", Bucket),
         "PutBucketNotificationConfiguration" => plain("s3:PutBucketNotification", Bucket),
+        "GetBucketReplication" => plain("s3:GetReplicationConfiguration", Bucket),
+        "PutBucketReplication" | "DeleteBucketReplication" => plain("s3:PutReplicationConfiguration", Bucket),
+        "GetBucketInventoryConfiguration" | "ListBucketInventoryConfigurations" => {
+            plain("s3:GetInventoryConfiguration", Bucket)
+        }
+        "PutBucketInventoryConfiguration" | "DeleteBucketInventoryConfiguration" => {
+            plain("s3:PutInventoryConfiguration", Bucket)
+        }
         "GetBucketRequestPayment" => plain("s3:GetBucketRequestPayment", Bucket),
         "PutBucketRequestPayment" => plain("s3:PutBucketRequestPayment", Bucket),
         "GetBucketAccelerateConfiguration" => plain("s3:GetAccelerateConfiguration", Bucket),

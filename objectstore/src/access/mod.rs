@@ -41,10 +41,12 @@ use crate::config::Doc;
 use crate::config::simple::Ownership;
 use crate::core::{Caller, Core, is_system};
 use crate::error::{Error, Kind, Result};
+use crate::keys::DataId;
 use crate::record::Object;
+use crate::replicate::{self, REPLICA};
 use crate::versions::Which;
 use acl::{Acl, Owners, Permission};
-use actions::{Ask, GET_OBJECT, LIST_BUCKET, Level};
+use actions::{Ask, GET_OBJECT, LIST_BUCKET, Level, REPLICATE_OBJECT};
 
 /// A request as decisions see it.
 #[derive(Debug, Clone, Default)]
@@ -88,6 +90,8 @@ pub struct Leave {
     pub charged: bool,
     /// True where it was let in by a list, and would not have been without.
     pub by_acl: bool,
+    /// What it puts is a replica of the version with this id.
+    pub replica: Option<DataId>,
 }
 
 /// True for somebody who may do all that the account may: a root, or an administrator without limits.
@@ -262,6 +266,16 @@ impl<B: BulkStore> Core<B> {
                 leave.may_list = self.judge_one(&judge, &facts, &known, name, ask).await?;
                 leave.charged = judge.pays(&known)?;
                 leave.by_acl = judge.by_acl.get();
+                if matches!(facts.operation, "PutObject" | "CreateMultipartUpload" | "DeleteObject")
+                    && let Some(id) = facts.headers.get(REPLICA)
+                {
+                    self.judge_one(&judge, &facts, &known, name, REPLICATE_OBJECT).await?;
+                    let id = id.to_str().ok().and_then(DataId::from_hex);
+                    leave.replica =
+                        Some(id.filter(|id| replicate::is_plausible(*id, self.now())).ok_or_else(|| {
+                            Error::new(Kind::InvalidArgument, format!("The header {REPLICA} is no version id."))
+                        })?);
+                }
                 if ask.action == "s3:PutObject" {
                     (leave.new_owner, leave.new_acl) = self.new_object(&facts, &known)?;
                 }

@@ -8,7 +8,7 @@ use crate::xml::{Element, Out};
 
 /// Notifications of one bucket (S3's own limit).
 const NOTIFICATIONS_MAX: usize = 100;
-const EVENTS: [&str; 24] = [
+const EVENTS: [&str; 25] = [
     "s3:ObjectCreated:*",
     "s3:ObjectCreated:Put",
     "s3:ObjectCreated:Post",
@@ -31,6 +31,7 @@ const EVENTS: [&str; 24] = [
     "s3:ObjectRestore:Completed",
     "s3:ObjectRestore:Delete",
     "s3:Replication:*",
+    "s3:Replication:OperationFailedReplication",
     "s3:IntelligentTiering",
     "s3:TestEvent",
 ];
@@ -151,8 +152,8 @@ pub fn check(document: &[u8], all: &[Notification]) -> Result<()> {
 }
 
 /// What does not happen here.
-const NEVER: [&str; 5] =
-    ["s3:ReducedRedundancyLostObject", "s3:ObjectRestore:", "s3:Replication:", "s3:IntelligentTiering", "s3:TestEvent"];
+const NEVER: [&str; 4] =
+    ["s3:ReducedRedundancyLostObject", "s3:ObjectRestore:", "s3:IntelligentTiering", "s3:TestEvent"];
 
 /// The document.
 pub fn to_xml(all: &[Notification]) -> String {

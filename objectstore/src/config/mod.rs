@@ -7,13 +7,17 @@
 //! | [`cors`] | cross-origin rules |
 //! | [`lifecycle`] | lifecycle rules |
 //! | [`website`] | website hosting |
+//! | [`replication`] | replication rules |
+//! | [`inventory`] | inventory reports |
 //! | [`events`] | event notifications, server access logs |
 //!
 //! XML sub-documents are stored as they are answered: read, checked, written anew. A policy is stored as it came.
 
 pub mod cors;
 pub mod events;
+pub mod inventory;
 pub mod lifecycle;
+pub mod replication;
 pub mod simple;
 pub mod website;
 
@@ -47,10 +51,12 @@ pub enum Doc {
     Shared = 46,
     /// Empty: the policy was put with x-amz-confirm-remove-self-bucket-access, and binds the account's root too.
     PolicyBindsRoot = 47,
+    Replication = 48,
+    Inventory = 49,
 }
 
 /// The first and the last tag.
-const TAGS: std::ops::RangeInclusive<u8> = 32..=47;
+const TAGS: std::ops::RangeInclusive<u8> = 32..=49;
 
 /// A bucket's sub-documents as stored. Clones share them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -107,6 +113,10 @@ pub struct Settings {
     pub logging: Option<events::Logging>,
     /// Who is told of events.
     pub notifications: Vec<events::Notification>,
+    /// What is sent on to other buckets.
+    pub replication: Option<replication::Replication>,
+    /// Reports of what is in it.
+    pub inventories: Vec<inventory::Inventory>,
     /// Bytes and objects at most.
     pub quota: simple::Quota,
     /// True when requesters pay, and must say so.
@@ -136,6 +146,8 @@ impl Settings {
             website: read(documents, Doc::Website, website::parse)?,
             logging: read(documents, Doc::Logging, events::Logging::parse)?.flatten(),
             notifications: read(documents, Doc::Notification, events::parse)?.unwrap_or_default(),
+            replication: read(documents, Doc::Replication, replication::parse)?,
+            inventories: read(documents, Doc::Inventory, inventory::parse)?.unwrap_or_default(),
             quota: read(documents, Doc::Quota, simple::Quota::parse)?.unwrap_or_default(),
             requester_pays: read(documents, Doc::Payment, simple::payment)?.unwrap_or(false),
         })

@@ -20,6 +20,7 @@ use crate::ops::multipart::{Open, find_in};
 use crate::ops::put::{Target, replace};
 use crate::reclaim::close_upload;
 use crate::record::{Data, Manifest, Object, Part};
+use crate::versions::Spot;
 
 /// A part that is not the last has at least so many bytes.
 pub const PART_MIN: u64 = 5 << 20;
@@ -74,7 +75,9 @@ pub async fn complete_multipart_upload<B: BulkStore>(
         let mut change = Change::from(replace(&target, &bucket, old.as_ref()));
         change.batch.checks.extend(checks);
         change.batch.puts.push((keys::manifest(id), Manifest { parts }.encode()));
-        core.supersede(&mut change, &bucket.value, &input.key, old.as_ref(), &mut object).await?;
+        let replica = upload.seen.value.replica;
+        let spot = Spot { replica, ..Spot::of(caller, &input.bucket, &bucket.value, &input.key) };
+        core.supersede(&mut change, spot, old.as_ref(), &mut object).await?;
         change.counted = object.size;
         change.batch = close_upload(change.batch, bucket.value.id, upload.key, upload.seen.raw, id);
         let event = Event { name: "ObjectCreated:CompleteMultipartUpload", key: &input.key, object: &object };

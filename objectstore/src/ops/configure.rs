@@ -9,7 +9,7 @@ use crate::access::acl::{Acl, Owners};
 use crate::access::public;
 use crate::config::events::{self, Logging};
 use crate::config::simple::{self, Ownership, PublicAccess, Quota, Tags};
-use crate::config::{Doc, cors, lifecycle, website};
+use crate::config::{Doc, cors, inventory, lifecycle, website};
 use crate::delivery;
 use crate::error::{Error, Kind, Result};
 use crate::ops::{object_acl, store};
@@ -22,6 +22,8 @@ use crate::xml::Out;
 const TAGS_MAX: usize = 50;
 /// A log target's longest prefix: what follows it fits into a key.
 const LOG_PREFIX_MAX: usize = 800;
+/// Configurations of one list (S3's own limit).
+const INVENTORY_PAGE: usize = 100;
 /// A CORS document's longest (S3's own limit).
 const CORS_MAX: usize = 64 << 10;
 
@@ -87,6 +89,38 @@ pub async fn call<B: BulkStore>(operation: &'static str, asked: &Asked<'_, B>) -
         "PutBucketLogging" => put_logging(asked).await,
         "GetBucketNotificationConfiguration" => or_default(asked, Doc::Notification, || events::to_xml(&[])).await,
         "PutBucketNotificationConfiguration" => put_notification(asked).await,
+        "GetBucketReplication" => xml(asked, Doc::Replication, Kind::ReplicationConfigurationNotFound).await,
+        "PutBucketReplication" => put(asked, Doc::Replication, super::replication::checked(asked).await?).await,
+        "DeleteBucketReplication" => remove(asked, Doc::Replication).await,
+        "GetBucketInventoryConfiguration" => {
+            let kept = stored(asked, Doc::Inventory).await?;
+            Ok(Answer::xml(inventory::get(kept.as_deref(), &inventory_id(asked)?)?))
+        }
+        "ListBucketInventoryConfigurations" => {
+            let kept = stored(asked, Doc::Inventory).await?;
+            let after = parameter(asked, "continuation-token");
+            Ok(Answer::xml(inventory::list(kept.as_deref(), after, INVENTORY_PAGE)?))
+        }
+        "PutBucketInventoryConfiguration" => {
+            let id = inventory_id(asked)?;
+            change(asked, |bucket| {
+                let kept = inventory::put(bucket.documents.get(Doc::Inventory).map(|d| &d[..]), &id, asked.document)?;
+                bucket.documents.set(Doc::Inventory, Some(kept.into()));
+                Ok(())
+            })
+            .await?;
+            Ok(Answer::done())
+        }
+        "DeleteBucketInventoryConfiguration" => {
+            let id = inventory_id(asked)?;
+            change(asked, |bucket| {
+                let kept = inventory::remove(bucket.documents.get(Doc::Inventory).map(|d| &d[..]), &id)?;
+                bucket.documents.set(Doc::Inventory, kept.map(Bytes::from));
+                Ok(())
+            })
+            .await?;
+            Ok(Answer::gone())
+        }
         "GetBucketRequestPayment" => or_default(asked, Doc::Payment, || simple::payment_xml(false)).await,
         "PutBucketRequestPayment" => {
             put(asked, Doc::Payment, simple::payment_xml(simple::payment(asked.document)?)).await
@@ -137,6 +171,17 @@ pub async fn call<B: BulkStore>(operation: &'static str, asked: &Asked<'_, B>) -
         "ListStoreBuckets" | "GetStoreReport" | "CheckStore" | "ReclaimStore" => store::call(operation, asked).await,
         _ => Err(Kind::NotImplemented.into()),
     }
+}
+
+/// A parameter of the request.
+fn parameter<'a, B: BulkStore>(asked: &'a Asked<'_, B>, name: &str) -> Option<&'a str> {
+    let query = &asked.caller.leave.facts.query;
+    query.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
+}
+
+fn inventory_id<B: BulkStore>(asked: &Asked<'_, B>) -> Result<String> {
+    let id = parameter(asked, "id").map(str::to_owned);
+    id.ok_or_else(|| Error::new(Kind::InvalidArgument, "The request names no configuration: id is missing."))
 }
 
 /// What is used, and what may be.

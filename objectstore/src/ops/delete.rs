@@ -20,7 +20,7 @@ use crate::notify::{Event, LIFECYCLE};
 use crate::ops::condition::WriteConditions;
 use crate::ops::put::{Target, check_key, replace};
 use crate::record::{Bucket, Object, Versioning};
-use crate::versions::Which;
+use crate::versions::{Spot, Which};
 
 /// Keys in one DeleteObjects.
 const KEYS_MAX: usize = 1_000;
@@ -147,6 +147,11 @@ pub async fn remove<B: BulkStore>(
                     bucket = core.bucket_to_fill(target.caller, target.bucket, target.owner).await?;
                     continue;
                 }
+                if let Some(id) = target.caller.leave.replica
+                    && let Ok(there) = core.replica(bucket.value.id, target.key, id).await?
+                {
+                    return Ok(Done { marker: true, version_id: Some(there.seen.value.version_text()) });
+                }
                 let mut marker = Object {
                     modified: core.now(),
                     owner: target.caller.maker(&bucket.value).to_owned(),
@@ -154,7 +159,8 @@ pub async fn remove<B: BulkStore>(
                     ..Object::default()
                 };
                 let mut change = Change::from(replace(target, &bucket, old.as_ref()));
-                core.supersede(&mut change, &bucket.value, target.key, old.as_ref(), &mut marker).await?;
+                let spot = Spot::of(target.caller, target.bucket, &bucket.value, target.key);
+                core.supersede(&mut change, spot, old.as_ref(), &mut marker).await?;
                 (change, Done { marker: true, version_id: Some(marker.version_text()) }, marker)
             }
             (Which::Current, Versioning::Never) => {

@@ -9,7 +9,7 @@ use karri_bulk::BulkStore;
 use s3s::S3Response;
 use s3s::dto::{
     ChecksumMode, ChecksumType as DtoChecksumType, ETag, GetObjectInput, GetObjectOutput, HeadObjectInput,
-    HeadObjectOutput, Metadata, Range, StorageClass, Timestamp,
+    HeadObjectOutput, Metadata, Range, ReplicationStatus, StorageClass, Timestamp,
 };
 use time::OffsetDateTime;
 
@@ -94,6 +94,7 @@ pub async fn get_object<B: BulkStore>(
         last_modified: timestamp(object.modified),
         metadata: metadata(&object.headers),
         parts_count: found.parts_count,
+        replication_status: object.replication.map(|r| ReplicationStatus::from_static(r.name())),
         object_lock_mode,
         object_lock_retain_until_date,
         object_lock_legal_hold_status,
@@ -169,6 +170,7 @@ pub async fn head_object<B: BulkStore>(
         last_modified: timestamp(object.modified),
         metadata: metadata(&object.headers),
         parts_count: found.parts_count,
+        replication_status: object.replication.map(|r| ReplicationStatus::from_static(r.name())),
         object_lock_mode,
         object_lock_retain_until_date,
         object_lock_legal_hold_status,

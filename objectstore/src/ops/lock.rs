@@ -10,7 +10,7 @@ use s3s::dto::{
 };
 use time::OffsetDateTime;
 
-use crate::core::{Access, Caller, CoreRef};
+use crate::core::{Access, Caller, CoreRef, Teller};
 use crate::error::{Error, Kind, Result};
 use crate::ops::get::timestamp;
 use crate::record::{Bucket, Mode, Object, ObjectLock, Retention};
@@ -117,7 +117,8 @@ pub async fn put_object_retention<B: BulkStore>(
     };
     let bypass = input.bypass_governance_retention.unwrap_or(false);
     let which = Which::new(input.version_id.as_deref())?;
-    core.change_version(bucket.value.id, &input.key, which, None, |object| {
+    let teller = Teller { caller, bucket: &input.bucket, name: "" };
+    core.change_version(bucket.value.id, &input.key, which, teller, |object| {
         check_change(object.lock.retention, new, now, bypass)?;
         object.lock.retention = new;
         Ok(())
@@ -161,7 +162,8 @@ pub async fn put_object_legal_hold<B: BulkStore>(
     let status = input.legal_hold.and_then(|h| h.status).ok_or(Kind::MalformedXml)?;
     let hold = on_or_off(status.as_str()).ok_or(Kind::MalformedXml)?;
     let which = Which::new(input.version_id.as_deref())?;
-    core.change_version(bucket.value.id, &input.key, which, None, |object| {
+    let teller = Teller { caller, bucket: &input.bucket, name: "" };
+    core.change_version(bucket.value.id, &input.key, which, teller, |object| {
         object.lock.hold = Some(hold);
         Ok(())
     })

@@ -17,6 +17,7 @@ pub mod multipart;
 pub mod object_acl;
 pub mod put;
 pub mod rename;
+pub mod replication;
 pub mod store;
 pub mod tagging;
 pub mod versioning;

@@ -72,6 +72,7 @@ pub async fn create_multipart_upload<B: BulkStore>(
         lock,
         sealed,
         acl: caller.new_acl(),
+        replica: caller.leave.replica,
     };
     let record = upload.encode();
     for _ in 0..RETRIES {

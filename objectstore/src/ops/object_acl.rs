@@ -57,7 +57,7 @@ pub async fn put<B: BulkStore>(asked: &Asked<'_, B>) -> Result<Answer> {
         object.acl = (!acl.is_private(&object.owner)).then_some(acl);
         Ok(())
     };
-    let teller = Some(Teller { caller: asked.caller, bucket: asked.bucket, name: "ObjectAcl:Put" });
+    let teller = Teller { caller: asked.caller, bucket: asked.bucket, name: "ObjectAcl:Put" };
     let object = asked.core.change_version(bucket.id, asked.key, which, teller, change).await?;
     Ok(of_version(Answer::done(), id_shown(bucket, &object)))
 }

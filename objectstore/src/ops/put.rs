@@ -21,6 +21,7 @@ use crate::ops::get::{ChecksumFields, etag};
 use crate::ops::tagging;
 use crate::record::{Bucket, Headers, Object};
 use crate::usage::Amount;
+use crate::versions::Spot;
 
 /// User metadata's limit, names and values together.
 const METADATA_MAX: usize = 2 << 10;
@@ -123,9 +124,16 @@ pub async fn publish<B: BulkStore>(
     for _ in 0..RETRIES {
         let old = core.object(bucket.value.id, target.key).await?;
         conditions.check(old.as_ref().map(|o| &o.value).filter(|o| !o.marker))?;
+        // Sent again, because the answer was lost.
+        if let Some(id) = target.caller.leave.replica
+            && let Ok(there) = core.replica(bucket.value.id, target.key, id).await?
+        {
+            return Ok(there.seen.value.version.map(keys::DataId::to_hex));
+        }
         let mut change = Change::from(replace(target, &bucket, old.as_ref()));
         stored.name(&mut change.batch);
-        core.supersede(&mut change, &bucket.value, target.key, old.as_ref(), object).await?;
+        let spot = Spot::of(target.caller, target.bucket, &bucket.value, target.key);
+        core.supersede(&mut change, spot, old.as_ref(), object).await?;
         let name = match target.caller.leave.facts.operation {
             "CopyObject" => "ObjectCreated:Copy",
             "PostObject" => "ObjectCreated:Post",

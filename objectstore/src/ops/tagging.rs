@@ -85,7 +85,7 @@ pub async fn put_object_tagging<B: BulkStore>(
     let owner = input.expected_bucket_owner.as_deref();
     let bucket = core.bucket(caller, &input.bucket, owner, Access::Write).await?;
     let which = Which::new(input.version_id.as_deref())?;
-    let teller = Some(Teller { caller, bucket: &input.bucket, name: "ObjectTagging:Put" });
+    let teller = Teller { caller, bucket: &input.bucket, name: "ObjectTagging:Put" };
     let object = core
         .change_version(bucket.value.id, &input.key, which, teller, |object| {
             object.tags = tags.clone();
@@ -104,7 +104,7 @@ pub async fn delete_object_tagging<B: BulkStore>(
     let owner = input.expected_bucket_owner.as_deref();
     let bucket = core.bucket(caller, &input.bucket, owner, Access::Write).await?;
     let which = Which::new(input.version_id.as_deref())?;
-    let teller = Some(Teller { caller, bucket: &input.bucket, name: "ObjectTagging:Delete" });
+    let teller = Teller { caller, bucket: &input.bucket, name: "ObjectTagging:Delete" };
     let object = core
         .change_version(bucket.value.id, &input.key, which, teller, |object| {
             object.tags = Tags::default();

@@ -8,6 +8,7 @@ use s3s::dto::{
     PutObjectLockConfigurationInput, PutObjectLockConfigurationOutput,
 };
 
+use crate::config::Doc;
 use crate::core::{Access, Caller, CoreRef};
 use crate::error::{Error, Kind, Result};
 use crate::record::{BucketLock, Mode, Period, Versioning};
@@ -39,6 +40,13 @@ pub async fn put_bucket_versioning<B: BulkStore>(
             return Err(Error::new(
                 Kind::InvalidBucketState,
                 "An Object Lock configuration is present on this bucket, so the versioning state cannot be changed.",
+            ));
+        }
+        if versioning == Versioning::Suspended && bucket.documents.has(Doc::Replication) {
+            return Err(Error::new(
+                Kind::InvalidBucketState,
+                "A replication configuration is present on this bucket, so the versioning state cannot be changed. To \
+                 change the versioning state, first delete the replication configuration.",
             ));
         }
         bucket.versioning = versioning;

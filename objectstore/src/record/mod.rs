@@ -15,7 +15,7 @@ use crate::config::Documents;
 use crate::digest::{Algorithm, Checksum, ChecksumType};
 use crate::keys::{BucketId, DataId};
 use codec::{Damage, Fields, Writer, array, number, text, unknown, wanted};
-pub use state::{BucketLock, Holder, Mode, ObjectLock, Period, Retention, Sealed, Tags, Versioning};
+pub use state::{BucketLock, Holder, Mode, ObjectLock, Period, Replication, Retention, Sealed, Tags, Versioning};
 
 /// `B`: a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +77,8 @@ pub struct Object {
     pub salt: Option<[u8; 16]>,
     /// Its access control list; `None` is private.
     pub acl: Option<Acl>,
+    /// What became of it by replication; `None` where no rule meant it.
+    pub replication: Option<Replication>,
 }
 
 impl Default for Object {
@@ -98,6 +100,7 @@ impl Default for Object {
             sealed: None,
             salt: None,
             acl: None,
+            replication: None,
         }
     }
 }
@@ -177,6 +180,8 @@ pub struct Upload {
     pub sealed: Option<Sealed>,
     /// For the object: its list.
     pub acl: Option<Acl>,
+    /// The object is to be a replica of the version with this id.
+    pub replica: Option<DataId>,
 }
 
 /// `P`: a part of an open upload; and a line of `M`.
@@ -295,6 +300,9 @@ impl Object {
             w.field(34, salt);
         }
         put_acl(&mut w, self.acl.as_ref());
+        if let Some(replication) = self.replication {
+            replication.write(&mut w);
+        }
         w.finish()
     }
     /// From what is stored.
@@ -304,7 +312,7 @@ impl Object {
         let (mut headers, mut acl) = (Headers::default(), None);
         let (mut version, mut marker, mut null_at) = (None, false, None);
         let (mut tags, mut lock) = (Tags::default(), ObjectLock::default());
-        let (mut sealed, mut salt) = (None, None);
+        let (mut sealed, mut salt, mut replication) = (None, None, None);
         while let Some((tag, bytes)) = fields.pull()? {
             match tag {
                 1 => size = Some(number(tag, bytes)?),
@@ -318,6 +326,7 @@ impl Object {
                 27 => null_at = Some(UnixMicros(number(tag, bytes)?)),
                 33 => sealed = Some(Sealed::read(bytes)?),
                 34 => salt = Some(array(tag, bytes)?),
+                35 => replication = Some(Replication::read(bytes)?),
                 31 => acl = Some(Acl::decode(tag, bytes)?),
                 _ if headers.read(tag, bytes)? || tags.read(tag, bytes)? || lock.read(tag, bytes)? => {}
                 _ => unknown(tag)?,
@@ -341,6 +350,7 @@ impl Object {
             sealed,
             salt,
             acl,
+            replication,
         })
     }
 }
@@ -360,13 +370,16 @@ impl Upload {
             sealed.write(&mut w);
         }
         put_acl(&mut w, self.acl.as_ref());
+        if let Some(id) = self.replica {
+            w.field(35, &id.0);
+        }
         w.finish()
     }
     /// From what is stored.
     pub fn decode(record: &[u8]) -> Result<Self, Damage> {
         let mut fields = Fields::open(b'U', record)?;
         let (mut initiated, mut owner, mut initiator, mut checksum) = (None, None, None, None);
-        let (mut headers, mut acl) = (Headers::default(), None);
+        let (mut headers, mut acl, mut replica) = (Headers::default(), None, None);
         let (mut tags, mut lock, mut sealed) = (Tags::default(), ObjectLock::default(), None);
         while let Some((tag, bytes)) = fields.pull()? {
             match tag {
@@ -380,6 +393,7 @@ impl Upload {
                     checksum = Some((algorithm, ChecksumType::from_code(kind).ok_or(NO_ALGORITHM)?, implicit != 0));
                 }
                 31 => acl = Some(Acl::decode(tag, bytes)?),
+                35 => replica = Some(DataId(array(tag, bytes)?)),
                 _ if headers.read(tag, bytes)? || tags.read(tag, bytes)? || lock.read(tag, bytes)? => {}
                 _ => unknown(tag)?,
             }
@@ -397,6 +411,7 @@ impl Upload {
             lock,
             sealed,
             acl,
+            replica,
         })
     }
 }
@@ -696,6 +711,15 @@ mod tests {
             assert_eq!(Object::decode(&object.encode()).unwrap(), object);
         }
         assert_eq!(Object::decode(&version_example().encode()).unwrap(), version_example());
+        for replication in [
+            Replication::Pending { left: 300, failed: true },
+            Replication::Completed,
+            Replication::Failed,
+            Replication::Replica,
+        ] {
+            let object = Object { replication: Some(replication), ..example() };
+            assert_eq!(Object::decode(&object.encode()).unwrap(), object);
+        }
         let marker = Object { marker: true, owner: "1".into(), ..Object::default() };
         assert_eq!(Object::decode(&marker.encode()).unwrap(), marker);
         let part = Part {
@@ -722,6 +746,7 @@ mod tests {
             lock: version_example().lock,
             sealed: Some(Sealed { holder: Holder::Customer, wrapped: [7; crate::crypt::WRAPPED] }),
             acl: Some(Acl::private("000000000000")),
+            replica: Some(DataId([9; 16])),
         };
         assert_eq!(Upload::decode(&upload.encode()).unwrap(), upload);
         let object = Object { parts: Some(128), data: Data::Manifest(DataId([5; 16])), ..example() };

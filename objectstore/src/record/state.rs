@@ -230,6 +230,75 @@ impl Sealed {
     }
 }
 
+/// What became of a version by replication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replication {
+    /// Changes of it are on their way.
+    Pending {
+        /// How many destinations have to take one.
+        left: u16,
+        /// True where one has refused for good.
+        failed: bool,
+    },
+    /// All destinations have it.
+    Completed,
+    /// Not all destinations have it, and nobody tries any more.
+    Failed,
+    /// It is itself a replica.
+    Replica,
+}
+
+impl Replication {
+    /// As S3 names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pending { .. } => "PENDING",
+            Self::Completed => "COMPLETED",
+            Self::Failed => "FAILED",
+            Self::Replica => "REPLICA",
+        }
+    }
+    /// With so many more on their way.
+    pub fn more(this: Option<Self>, n: u16) -> Self {
+        match this {
+            Some(Self::Replica) => Self::Replica,
+            Some(Self::Pending { left, failed }) => Self::Pending { left: left.saturating_add(n), failed },
+            None | Some(Self::Completed | Self::Failed) => Self::Pending { left: n, failed: false },
+        }
+    }
+    /// With one of them arrived, or refused.
+    pub fn less(self, refused: bool) -> Self {
+        match self {
+            Self::Pending { left, failed } if left > 1 => Self::Pending { left: left - 1, failed: failed || refused },
+            Self::Pending { failed, .. } if failed || refused => Self::Failed,
+            Self::Pending { .. } => Self::Completed,
+            settled => settled,
+        }
+    }
+    pub(super) fn write(self, w: &mut Writer) {
+        match self {
+            Self::Pending { left, failed } => {
+                let [low, high] = left.to_le_bytes();
+                w.field(35, &[1, failed.into(), low, high]);
+            }
+            Self::Completed => w.field(35, &[2]),
+            Self::Failed => w.field(35, &[3]),
+            Self::Replica => w.field(35, &[4]),
+        }
+    }
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, Damage> {
+        match bytes {
+            [1, failed, low, high] => {
+                Ok(Self::Pending { left: u16::from_le_bytes([*low, *high]), failed: *failed != 0 })
+            }
+            [2] => Ok(Self::Completed),
+            [3] => Ok(Self::Failed),
+            [4] => Ok(Self::Replica),
+            _ => Err(Damage::Field { tag: 35, why: "names no known state" }),
+        }
+    }
+}
+
 /// Names and values.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tags(pub Vec<(String, String)>);

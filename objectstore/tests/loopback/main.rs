@@ -3,6 +3,7 @@
 mod client;
 mod kill;
 mod operations;
+mod remote;
 mod tls;
 mod told;
 mod tools;

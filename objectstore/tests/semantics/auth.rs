@@ -141,7 +141,7 @@ fn what_is_not_there_says_so() {
         let w = Walrus::new().await;
         w.put("/bucket", "").await.ok();
         for (method, target) in [
-            ("GET", "/bucket?inventory"),
+            ("GET", "/bucket?analytics"),
             ("PUT", "/bucket?fancy"),
             ("GET", "/bucket/k?torrent"),
             ("POST", "/bucket/k?select&select-type=2"),

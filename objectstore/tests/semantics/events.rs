@@ -6,6 +6,7 @@ use karri_objectstore::ageing;
 use karri_objectstore::config::lifecycle::Calendar;
 use karri_objectstore::notify::{Destination, Place, Told};
 use karri_objectstore::operator::Operator;
+use karri_objectstore::outbound::Endpoint;
 
 use crate::client::{ACCOUNT, OTHER, Walrus};
 use crate::run;
@@ -14,7 +15,9 @@ const QUEUE: &str = "arn:aws:sqs:us-east-1:000000000001:jobs";
 
 async fn walrus() -> Walrus {
     let w = Walrus::over(MemoryStore::new(), MemoryBulk::new(4 << 30)).await;
-    let hook = Place::Webhook { url: http::Uri::from_static("http://127.0.0.1:1/"), token: None };
+    let url = http::Uri::from_static("http://127.0.0.1:1/");
+    let endpoint = Endpoint::new(&url, None).unwrap().into();
+    let hook = Place::Webhook { url, token: None, endpoint };
     let mut operator = Operator::default();
     for to in [
         Destination::new("jobs", Place::Queue("/nowhere".into()), vec![]),

@@ -5,6 +5,7 @@
 //! at the end all is deleted and no space and no record may be left.
 
 mod objects;
+mod replication;
 mod versions;
 
 use std::num::NonZero;
