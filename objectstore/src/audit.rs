@@ -191,13 +191,17 @@ impl Log {
 
     fn append(&mut self, lines: &[u8]) -> io::Result<()> {
         if self.bytes > 0 && self.bytes + lines.len() as u64 > self.bytes_max {
-            for n in (1..KEPT).rev() {
+            // It is absent where it was moved and a new one could not be opened.
+            let moves = if self.path.try_exists()? { 1..KEPT } else { 0..0 };
+            for n in moves.clone().rev() {
                 match std::fs::rename(self.older(n), self.older(n + 1)) {
                     Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                     _ => {}
                 }
             }
-            std::fs::rename(&self.path, self.older(1))?;
+            if !moves.is_empty() {
+                std::fs::rename(&self.path, self.older(1))?;
+            }
             *self = Self::open(&self.path, self.bytes_max)?;
         }
         self.file.write_all(lines)?;

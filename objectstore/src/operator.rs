@@ -22,7 +22,7 @@
 //! region = "us-east-1"
 //! access_key = "AKIAEXAMPLE"
 //! secret_key = "example-secret"
-//! accounts = ["000000000001"]          # as above
+//! accounts = ["000000000001"]          # who may name it, and so write to any bucket that this key may write to
 //!
 //! [[queue]]
 //! name = "jobs"                        # arn:aws:sqs:REGION:ACCOUNT:jobs
@@ -202,6 +202,11 @@ impl TryFrom<File> for Operator {
             let s3 = S3::new(&url, key, region.as_deref().unwrap_or("us-east-1")).map_err(wrong)?;
             let uri: http::Uri = url.parse().map_err(|e| wrong(format!("{url:?}: {e}")))?;
             let endpoint = Endpoint::new(&uri, ca.as_deref()).map_err(|e| wrong(format!("{url:?}: {e}")))?;
+            if accounts.is_empty() {
+                return Err(wrong(
+                    "accounts is missing: whoever it names may write to every bucket of this key".into(),
+                ));
+            }
             let remote = Remote { s3, endpoint: Arc::new(endpoint), accounts, keeps_ids: false.into() };
             if this.remotes.insert(name.clone(), Arc::new(remote)).is_some() {
                 return Err(format!("there are two remotes {name:?}"));

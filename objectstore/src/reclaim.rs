@@ -180,7 +180,10 @@ impl<B: BulkStore> Core<B> {
 
     async fn delete_blobs(&self, blobs: &[BlobId]) -> Result<()> {
         for page in blobs.chunks(PAGE) {
-            self.bulk.delete(page.to_vec()).await?;
+            // The last look before data is gone: what a record names again stays.
+            let named = self.meta.multi_get(page.iter().map(|id| keys::blob(*id)).collect()).await?;
+            let free = page.iter().zip(named).filter(|(_, named)| named.is_none()).map(|(id, _)| *id).collect();
+            self.bulk.delete(free).await?;
             let batch = Batch { dels: page.iter().map(|id| keys::garbage(*id)).collect(), ..Batch::new() };
             self.meta.commit(batch).await?;
             self.shared.metrics.reclaimed(page.len() as u64);

@@ -164,8 +164,8 @@ impl<B: BulkStore> Core<B> {
         new.replication = spot.replica.map(|_| Replication::Replica);
         let kept_id = match spot.replica.filter(|_| bucket.versioning == Versioning::Enabled) {
             None => None,
-            // Whoever asked has looked whether it is there.
-            Some(id) => Some(self.replica(bucket.id, key, id).await?.err().unwrap_or(id)),
+            // Whoever asked has looked whether it is there; it may have come since.
+            Some(id) => Some(self.replica(bucket.id, key, id).await?.err().ok_or(Kind::ConditionalRequestConflict)?),
         };
         if let Some(id) = kept_id {
             new.modified = id.time();

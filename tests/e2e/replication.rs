@@ -40,8 +40,9 @@ fn objects_are_replicated_to_a_bucket_beside_and_to_a_walrus_elsewhere() {
     };
     let far = serve("far", None);
     let url = far.url("ready: S3 at ").to_owned();
-    let settings =
-        format!("[[remote]]\nname = \"backup\"\nurl = \"{url}\"\naccess_key = \"{KEY}\"\nsecret_key = \"{SECRET}\"\n");
+    let settings = format!(
+        "[[remote]]\nname = \"backup\"\nurl = \"{url}\"\naccess_key = \"{KEY}\"\nsecret_key = \"{SECRET}\"\naccounts = [\"000000000000\"]\n"
+    );
     let near = serve("near", Some(&settings));
     let mut client = Command::new(tool("python").expect("checked"));
     client.arg(checkout().join("tests/clients/replication.py")).args([near.url("ready: S3 at "), &url]);

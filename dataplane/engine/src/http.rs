@@ -49,7 +49,7 @@ use crate::{detach, now, sleep, timeout};
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Requests that one HTTP/2 connection makes at once.
-pub const STREAMS: u32 = 128;
+pub const STREAMS: u32 = 16;
 /// Bytes of one request's body that an HTTP/2 client may send before they are read, and of all of a connection's.
 const WINDOWS: (u32, u32) = (512 << 10, 2 << 20);
 /// Bytes of answers held for one HTTP/2 stream whose client does not read.

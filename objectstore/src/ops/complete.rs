@@ -2,7 +2,7 @@
 
 use http::HeaderValue;
 use karri_bulk::BulkStore;
-use karri_meta::MetaError;
+use karri_meta::{Batch, MetaError};
 use s3s::S3Response;
 use s3s::dto::{CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CompletedPart};
 
@@ -70,12 +70,26 @@ pub async fn complete_multipart_upload<B: BulkStore>(
             parts.push(part);
         }
         let mut object = assemble(core.now(), &upload, id, &input, &parts)?;
+        let replica = upload.seen.value.replica;
+        // Sent again, by another upload: the version is there.
+        if let Some(version) = replica
+            && let Ok(there) = core.replica(bucket.value.id, &input.key, version).await?
+        {
+            let batch = close_upload(Batch::new(), bucket.value.id, upload.key, upload.seen.raw, id);
+            match core.commit(batch).await {
+                Ok(()) => {
+                    core.reclaim.push_cleanup(id);
+                    return Ok(output(&input, &there.seen.value));
+                }
+                Err(MetaError::Conflict { .. }) => continue,
+                Err(e) => return Err(e.into()),
+            }
+        }
         let old = core.object(bucket.value.id, &input.key).await?;
         conditions.check(old.as_ref().map(|o| &o.value).filter(|o| !o.marker))?;
         let mut change = Change::from(replace(&target, &bucket, old.as_ref()));
         change.batch.checks.extend(checks);
         change.batch.puts.push((keys::manifest(id), Manifest { parts }.encode()));
-        let replica = upload.seen.value.replica;
         let spot = Spot { replica, ..Spot::of(caller, &input.bucket, &bucket.value, &input.key) };
         core.supersede(&mut change, spot, old.as_ref(), &mut object).await?;
         change.counted = object.size;

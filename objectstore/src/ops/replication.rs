@@ -3,7 +3,7 @@
 use karri_base::aws::arn::Arn;
 use karri_bulk::BulkStore;
 
-use crate::access::actions::REPLICATE_OBJECT;
+use crate::access::actions::{GET_OBJECT, REPLICATE_OBJECT};
 use crate::config::replication::{self, Rule};
 use crate::error::{Error, Kind, Result};
 use crate::record::{Bucket, Versioning};
@@ -34,7 +34,13 @@ pub async fn checked<B: BulkStore>(asked: &Asked<'_, B>) -> Result<String> {
             format!("{:?} is no ARN of a role of the bucket's account.", rules.role),
         ));
     }
+    // What is replicated leaves the bucket without its policy being asked again: only its own account may arrange that, and
+    // only somebody who may read it.
+    if asked.caller.account() != bucket.owner {
+        return Err(Error::new(Kind::AccessDenied, "Only the bucket's own account may have it replicated."));
+    }
     for rule in &rules.rules {
+        asked.core.may(asked.caller, GET_OBJECT, asked.bucket, &rule.prefix, None).await?;
         check(asked, bucket, &rules.role, rule).await?;
     }
     Ok(text)

@@ -141,6 +141,20 @@ pub struct ObjectLock {
 }
 
 impl ObjectLock {
+    /// What protects as much as both do: nothing is shortened, weakened or lifted.
+    pub fn strengthened(self, other: Self) -> Self {
+        let retention = match (self.retention, other.retention) {
+            (Some(a), Some(b)) => {
+                let strict = a.mode == Mode::Compliance || b.mode == Mode::Compliance;
+                let mode = if strict { Mode::Compliance } else { Mode::Governance };
+                Some(Retention { mode, until: a.until.max(b.until) })
+            }
+            (a, b) => a.or(b),
+        };
+        let hold = if self.hold == Some(true) { self.hold } else { other.hold.or(self.hold) };
+        Self { retention, hold }
+    }
+
     pub(super) fn write(&self, w: &mut Writer) {
         if let Some(r) = self.retention {
             w.field(29, &[&[r.mode.code()], &r.until.0.to_le_bytes()[..]].concat());

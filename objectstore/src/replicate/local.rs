@@ -66,6 +66,9 @@ pub async fn carry<B: BulkStore>(core: &CoreRef<B>, carried: &Carried<'_>) -> Re
     let target = core.known(name).await?;
     let account = &carried.source.bucket().owner;
     may_replicate(&target, (name, &carried.entry.key), carried.role, account, core.now())?;
+    if carried.rule.to.account.as_ref().is_some_and(|account| *account != target.bucket().owner) {
+        return Err(Trouble::Refused("the destination bucket belongs to another account than the rule names".into()));
+    }
     if target.bucket().versioning != Versioning::Enabled {
         return Err(Trouble::Refused("the destination bucket does not keep versions".into()));
     }
@@ -86,12 +89,19 @@ pub async fn carry<B: BulkStore>(core: &CoreRef<B>, carried: &Carried<'_>) -> Re
 /// What a replica has of its own: owner, list, class.
 fn settings_of(carried: &Carried<'_>, target: &Known, object: &mut Object) {
     let from = carried.object;
-    (object.tags, object.lock) = (from.tags.clone(), from.lock);
+    // The destination's own retention stays, and where it is another account's, that one's holds.
+    let mut lock = object.lock.strengthened(from.lock);
+    if target.bucket().owner == carried.source.bucket().owner && from.lock.hold.is_some() {
+        lock.hold = from.lock.hold;
+    }
+    (object.tags, object.lock) = (from.tags.clone(), lock);
     let enforced = target.settings.ownership == Ownership::BucketOwnerEnforced;
     if enforced || carried.rule.to.owner_changes {
         (object.owner, object.acl) = (target.bucket().owner.clone(), None);
     } else {
-        (object.owner, object.acl) = (from.owner.clone(), from.acl.clone());
+        let blocked = target.settings.public_access.block_acls;
+        let acl = from.acl.clone().filter(|acl| !(blocked && acl.is_public()));
+        (object.owner, object.acl) = (from.owner.clone(), acl);
     }
 }
 

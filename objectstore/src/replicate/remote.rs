@@ -46,7 +46,7 @@ pub struct Remote {
 impl Remote {
     /// True where buckets of this account may name it.
     pub fn serves(&self, account: &str) -> bool {
-        self.accounts.is_empty() || self.accounts.iter().any(|a| a == account)
+        self.accounts.iter().any(|a| a == account)
     }
 }
 

@@ -13,8 +13,9 @@ use crate::keys::BucketId;
 
 /// Places that buckets share.
 const SHARDS: usize = 64;
-/// A commit that was cut off may still happen for so long.
-const DOUBT: u64 = 60 * 1_000_000;
+/// A commit that was cut off may still happen for so long after it began: a store that stalls lets clients go first, and
+/// what is freed by mistake is lost.
+const DOUBT: u64 = 24 * 3_600 * 1_000_000;
 
 /// See the module.
 #[derive(Debug)]

@@ -29,7 +29,7 @@ fn operator(remotes: &[(&str, SocketAddr)]) -> Operator {
         let remote = Remote {
             s3: S3::new(&url, key, "us-east-1").unwrap(),
             endpoint: Endpoint::new(&url.parse().unwrap(), None).unwrap().into(),
-            accounts: vec![],
+            accounts: vec!["000000000000".into()],
             keeps_ids: false.into(),
         };
         operator.remotes.insert((*name).into(), Arc::new(remote));
