@@ -8,7 +8,7 @@ mkdir mnt
 s3fs s3fs mnt -o url="$S3_URL" -o use_path_request_style -o endpoint="$AWS_DEFAULT_REGION" -f >s3fs.log 2>&1 &
 s3fs=$!
 unmount() { fusermount -u mnt 2>/dev/null || fusermount3 -u mnt 2>/dev/null || umount mnt 2>/dev/null || true; }
-trap 'unmount; kill $s3fs 2>/dev/null; wait $s3fs 2>/dev/null || true' EXIT
+trap 'unmount; kill $s3fs 2>/dev/null || true; wait $s3fs 2>/dev/null || true' EXIT
 for _ in $(seq 100); do
     mountpoint -q mnt && break
     kill -0 $s3fs 2>/dev/null || { cat s3fs.log; grep -qi 'not permitted\|fuse: mount failed' s3fs.log && exit 77; exit 1; }

@@ -40,7 +40,7 @@ pub struct Options {
     /// The log's size on disk, in bytes, that makes RocksDB write tables and drop it. Bounds recovery time.
     pub log_bytes_max: u64,
     /// Free space that puts leave on the file system, in bytes. At most a sixteenth of the file system's size is kept,
-    /// at least what the write buffers need to become tables.
+    /// at least what the write buffers and a compaction need to become tables.
     pub reserve_bytes: u64,
     /// Threads for reads that need the disk.
     pub readers: usize,
@@ -52,7 +52,7 @@ impl Default for Options {
             cache_bytes: 64 << 20,
             write_buffer_bytes: 32 << 20,
             log_bytes_max: 128 << 20,
-            reserve_bytes: 256 << 20,
+            reserve_bytes: 1 << 30,
             readers: 2,
         }
     }
@@ -65,14 +65,18 @@ pub(crate) fn is_this_version(text: &str) -> bool {
 
 /// Write buffers that may exist at once.
 const WRITE_BUFFERS_MAX: u8 = 3;
+/// What a compaction writes before it removes what it read, in write buffers: four young tables and as much again, twice.
+const COMPACTING: u8 = 16;
 
 impl Options {
     /// These options, made to fit the file system's size.
     fn fitted(&self, dir: &Path) -> Self {
         let size = rustix::fs::statvfs(dir).map_or(u64::MAX, |fs| fs.f_blocks.saturating_mul(fs.f_frsize));
         let write_buffer = (self.write_buffer_bytes as u64).min(size / 64).max(64 << 10);
-        // What is in the log must find room as tables: a flush that fails for lack of space stops all commits.
-        let reserve = self.reserve_bytes.min(size / 16).max(write_buffer * u64::from(WRITE_BUFFERS_MAX + 1));
+        // What is in the log must find room as tables, beside a compaction of young tables: a flush or a compaction that
+        // fails for lack of space stops all commits.
+        let buffers = u64::from(WRITE_BUFFERS_MAX + 1 + COMPACTING);
+        let reserve = self.reserve_bytes.min(size / 16).max(write_buffer * buffers);
         Self { write_buffer_bytes: write_buffer as usize, reserve_bytes: reserve, ..self.clone() }
     }
 }
