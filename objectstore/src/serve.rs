@@ -407,6 +407,9 @@ fn store_bytes(options: &ServeOptions) -> Result<Option<u64>, StartError> {
     Ok(Some(((free - free / 16) / UNIT * UNIT).max(64 * UNIT)))
 }
 
+/// How long a start waits for the store's lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(15);
+
 /// What core 0 tells about the opened store.
 struct Opened {
     sharer: Sharer,
@@ -436,8 +439,17 @@ async fn keep(
     mut life: Life,
 ) {
     let opening = async {
-        let disk =
-            UringDisk::open(&path, &OpenOptions { create: true, size: bytes, lock: true, ..OpenOptions::default() })?;
+        let open = OpenOptions { create: true, size: bytes, lock: true, ..OpenOptions::default() };
+        let began = karri_engine::now();
+        let disk = loop {
+            match UringDisk::open(&path, &open) {
+                // A killed predecessor's last I/O may hold it for a moment.
+                Err(e) if e.to_string().contains("lock") && karri_engine::now() - began < LOCK_PATIENCE => {
+                    karri_engine::sleep(Duration::from_millis(50)).await;
+                }
+                opened => break opened?,
+            }
+        };
         let store = LocalStore::open_or_format(disk, &path.display().to_string(), Options::default()).await?;
         let Settings { clock, region, metrics, master, operator, outbound } = settings;
         let shared = Shared::open(&meta, clock, region, metrics, master).await?;
