@@ -13,6 +13,7 @@ use karri_base::clock::{Clock as _, SystemClock};
 use super::records::{AccessKey, Image, Instance, KeyPair, Volume};
 use super::store::StoreError;
 use super::tests::{World, text, texts};
+use crate::wire::generated::ec2::InstanceStateName;
 
 /// An account's admin, over HTTP.
 struct Admin<'a> {
@@ -137,6 +138,12 @@ async fn someone_elses_is_not_there() {
         (&*ours.image, &*ours.kernel, &*ours.instance, &*ours.free, &*ours.held, &*ours.key);
     let run = [("MinCount", "1"), ("MaxCount", "1")];
     let own_image = ("ImageId", &*theirs.image);
+    // Six were launched on each side; until all run, the cloud itself changes records.
+    w.until("all settled", |c| {
+        c.store.list::<Instance>().iter().all(|i| i.state == InstanceStateName::Running && i.flow.is_none())
+            && c.store.list::<Volume>().iter().all(|v| v.flow.is_none())
+    })
+    .await;
     let before = records(&w);
     for (action, params, code) in [
         ("DescribeInstances", vec![("InstanceId.1", instance)], "InvalidInstanceID.NotFound"),
