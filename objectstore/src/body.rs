@@ -554,7 +554,7 @@ async fn read_sealed<B: BulkStore>(core: CoreRef<B>, piece: SealedPiece) -> Resu
     let short = || Error::new(Kind::DataDamaged, "The object's data is shorter than its record says.");
     let mut buf = match piece.data {
         Data::Blob(id) => {
-            let (outcome, buf) = core.bulk.read_blob(id, at, Buf::for_read(len as usize)).await;
+            let (outcome, buf) = core.bulk.read_blob_cached(id, at, Buf::for_read(len as usize)).await;
             match outcome {
                 Ok(()) => buf,
                 Err(BulkError::NotFound { .. }) => return Ok(Err(Gone)),
@@ -589,7 +589,7 @@ async fn read_sealed<B: BulkStore>(core: CoreRef<B>, piece: SealedPiece) -> Resu
 }
 
 async fn read<B: BulkStore>(bulk: B, id: BlobId, at: u64, len: usize) -> Result<Result<Bytes, Gone>> {
-    let (outcome, buf) = bulk.read_blob(id, at, Buf::for_read(len)).await;
+    let (outcome, buf) = bulk.read_blob_cached(id, at, Buf::for_read(len)).await;
     match outcome {
         Ok(()) => Ok(Ok(Bytes::from_owner(buf))),
         Err(BulkError::NotFound { .. }) => Ok(Err(Gone)),
