@@ -12,6 +12,7 @@ use http::{HeaderMap, Method};
 
 use crate::error::{Error, Kind, Result};
 use crate::route::is_subresource;
+use crate::sig_v2;
 
 /// In the text of the error that a stalled body ends with.
 pub const STALLED: &str = "the body stalled";
@@ -41,6 +42,7 @@ pub fn check(head: &Parts) -> Result<Framing> {
     let query = Query::of(head.uri.query().unwrap_or_default());
     check_subresource(&query)?;
     check_headers(&head.method, &head.headers)?;
+    check_version_2(&query, &head.headers)?;
     if query.has("X-Amz-Algorithm") || query.has("X-Amz-Signature") || query.has("X-Amz-Credential") {
         check_presigned(&query, &head.headers)?;
     } else if let Some(authorization) = header(&head.headers, "authorization") {
@@ -103,6 +105,25 @@ fn check_subresource(query: &Query<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses what somebody on the way may have added to a request signed with Version 2.
+fn check_version_2(query: &Query<'_>, headers: &HeaderMap) -> Result<()> {
+    // As `s3s` tells Version 2 from Version 4.
+    if !query.has("Signature") && !header(headers, "authorization").is_some_and(|a| a.starts_with("AWS ")) {
+        return Ok(());
+    }
+    let names = query.0.iter().map(|(name, _)| &**name);
+    match sig_v2::unsigned(names, |name| SUBRESOURCES.contains(&name) || is_subresource(name)) {
+        None => Ok(()),
+        Some(name) => Err(Error::new(
+            Kind::AccessDenied,
+            format!(
+                "There were parameters present in the query which Signature Version 2 does not sign: {name}. Sign the \
+                 request with Version 4."
+            ),
+        )),
+    }
 }
 
 /// What Walrus has, or has for reading; the others are refused before their bodies are read.
@@ -200,7 +221,7 @@ fn check_presigned(query: &Query<'_>, headers: &HeaderMap) -> Result<()> {
 }
 
 fn check_authorization(authorization: &str, headers: &HeaderMap) -> Result<()> {
-    // Version 2 signs all there is to sign.
+    // Version 2 signs all such headers; what it does not sign has been refused.
     if authorization.starts_with("AWS ") {
         return Ok(());
     }
@@ -435,6 +456,64 @@ mod tests {
         refused("GET", &url("60", "host%3Bx-amz-meta-a"), &host, Some(Kind::SignatureDoesNotMatch));
         refused("GET", "/b/k?X-Amz-Signature=0", &host, Some(Kind::AuthorizationQueryParametersError));
         refused("GET", "/b/k?AWSAccessKeyId=a&Signature=b&Expires=1", &host, None);
+    }
+
+    #[test]
+    fn version_2_is_for_what_it_signs() {
+        let signed = [("authorization", "AWS AK:c2ln"), ("date", "d")];
+        let check = |query: &str, passes: bool| {
+            let want = (!passes).then_some(Kind::AccessDenied);
+            refused("PUT", &format!("/b/k?{query}"), &signed, want);
+            let presigned = format!("/b/k?AWSAccessKeyId=a&Expires=1&{query}&Signature=b");
+            refused("PUT", &presigned, &[], want);
+            refused("PUT", &format!("/b/k?{query}"), &[], None);
+        };
+        // What clients send, signed or harmless.
+        for query in [
+            "acl",
+            "versionId=null&tagging",
+            "partNumber=1&uploadId=x",
+            "uploads",
+            "delete",
+            "versioning",
+            "object-lock",
+            "response-content-type=text/plain&response-expires=0",
+            "prefix=a&prefix=b&delimiter=/&marker=&max-keys=9&list-type=2&encoding-type=url&fetch-owner=true",
+            "key-marker=a&version-id-marker=b&upload-id-marker=c&part-number-marker=1&x-id=PutObject&v=7",
+        ] {
+            check(query, true);
+        }
+        // Every subresource that Walrus knows, of s3s and its own.
+        let all = SUBRESOURCES.iter().copied().chain(crate::route::subresources());
+        let not_signed: Vec<&str> = all.filter(|name| !sig_v2::is_signed(name)).collect();
+        for name in [
+            "attributes",
+            "buckets",
+            "encryption",
+            "legal-hold",
+            "ownershipControls",
+            "policyStatus",
+            "publicAccessBlock",
+            "quota",
+            "reclaim",
+            "renameObject",
+            "retention",
+            "scrub",
+            "usage",
+        ] {
+            assert!(not_signed.contains(&name), "{name}");
+        }
+        for name in not_signed {
+            check(name, false);
+            check(&format!("{name}=x"), false);
+            check(&format!("acl&%{:02x}{}", name.as_bytes()[0], &name[1..]), false);
+        }
+        for query in ["inventory&id=x", "session=1", "append=1", "x-amz-request-payer=requester", "x-Amz-acl=private"] {
+            check(query, false);
+        }
+        // s3s signs none of two.
+        check("acl&acl", false);
+        check("versionId=a&%76ersionId=b", false);
     }
 
     /// Undoes unsigned chunking.

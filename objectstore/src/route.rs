@@ -109,6 +109,12 @@ pub fn is_subresource(name: &str) -> bool {
     ROWS.iter().chain(ROOT_ROWS).any(|row| row.name == name)
 }
 
+/// All of them.
+#[cfg(test)]
+pub fn subresources() -> impl Iterator<Item = &'static str> {
+    ROWS.iter().chain(ROOT_ROWS).map(|row| row.name)
+}
+
 /// The operations' names, for metrics and logs.
 pub fn operations() -> impl Iterator<Item = &'static str> {
     ROWS.iter().chain(ROOT_ROWS).flat_map(|row| row.operations.into_iter().flatten()).chain([LIST_INVENTORIES])

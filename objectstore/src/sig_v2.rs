@@ -1,6 +1,9 @@
 //! What `s3s` leaves of Signature Version 2: the resource of a bucket is signed as `/bucket/` by the SDKs, also where the
 //! request's path is `/bucket`; and the headers that a presigned URL was signed with stand in its query. ("Signing and
 //! authenticating REST requests", S3 User Guide.) Pure.
+//!
+//! Version 2 signs a closed list of query parameters ([`SIGNED`]), older than many of S3's operations: whoever sits on the
+//! wire could make a signed `PUT /bucket/key` a PutObjectRetention. So [`unsigned`] names what a query may not have.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -12,12 +15,42 @@ use karri_base::aws::sigv4::parse_query;
 use sha1::Sha1;
 use subtle::ConstantTimeEq;
 
-/// Query parameters that are part of the resource.
+/// Query parameters that are part of the resource, in `s3s` as here: boto's list.
 const SIGNED: &str = "accelerate acl analytics cors defaultObjectAcl delete inventory lifecycle location logging metrics \
     notification object-lock partNumber policy replication requestPayment response-cache-control \
     response-content-disposition response-content-encoding response-content-language response-content-type \
     response-expires restore select select-type storageClass tagging torrent uploadId uploads versionId versioning \
     versions website";
+
+/// Query parameters that select an operation, or what it is about, and that Version 2 does not sign: those of S3 that are
+/// not in the tables of [`crate::route`] and [`crate::guard`].
+const UNSIGNED: &str = "append id intelligent-tiering metadataConfiguration metadataTable session";
+
+/// The parameter of a query that must not stand in a request signed with Version 2: one that selects something and is
+/// not signed, a header that the signature is not over, or a signed one twice, of which `s3s` signs none.
+pub fn unsigned<'q>(names: impl Iterator<Item = &'q str>, is_subresource: impl Fn(&str) -> bool) -> Option<&'q str> {
+    let mut seen: Vec<&str> = Vec::new();
+    for name in names {
+        if is_signed(name) {
+            if seen.contains(&name) {
+                return Some(name);
+            }
+            seen.push(name);
+        } else if is_subresource(name) || listed(UNSIGNED, name) || name.to_ascii_lowercase().starts_with("x-amz-") {
+            return Some(name);
+        }
+    }
+    None
+}
+
+/// True for a parameter that Version 2 signs.
+pub fn is_signed(name: &str) -> bool {
+    listed(SIGNED, name)
+}
+
+fn listed(list: &str, name: &str) -> bool {
+    list.split_ascii_whitespace().any(|n| n == name)
+}
 
 /// A request as it was signed.
 #[derive(Debug, PartialEq, Eq)]

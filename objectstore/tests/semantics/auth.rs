@@ -200,6 +200,38 @@ fn dates_of_both_versions() {
 }
 
 #[test]
+fn version_2_does_what_was_signed() {
+    use base64::Engine as _;
+    use hmac::Mac as _;
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/bucket", "").await.ok();
+        w.put("/bucket/k", "x").await.ok();
+        let send = async |method: &str, signed: &str, added: &str, body: &'static str| {
+            let mut mac = <hmac::Hmac<sha1::Sha1> as hmac::KeyInit>::new_from_slice(b"secret of AK1").unwrap();
+            mac.update(format!("{method}\n\n\n4102444800\n/bucket/k{signed}").as_bytes());
+            let signature = base64::engine::general_purpose::STANDARD.encode(mac.finalize().into_bytes());
+            let signature = signature.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
+            let all = format!("AWSAccessKeyId=AK1&Expires=4102444800&Signature={signature}");
+            let signed = signed.replace('?', "&");
+            let target = format!("/bucket/k?{all}{signed}{added}");
+            let request = w.req(method, "/bucket/k").anonymous().body(body);
+            request.send_with(|r| *r.uri_mut() = target.parse().unwrap()).await
+        };
+        assert_eq!(send("GET", "", "", "").await.ok().text(), "x");
+        assert_eq!(send("GET", "?response-content-language=x", "&harmless=1", "").await.ok().text(), "x");
+        assert!(send("GET", "?acl", "", "").await.ok().text().contains("AccessControlPolicy"));
+        // What nobody signed: another operation, another payer, and two of which `s3s` signs neither.
+        for added in ["&attributes", "&retention", "&%61cl&acl", "&x-amz-request-payer=requester"] {
+            send("GET", "", added, "").await.is(403, "AccessDenied");
+        }
+        send("PUT", "", "&legal-hold", "<LegalHold><Status>ON</Status></LegalHold>").await.is(403, "AccessDenied");
+        send("GET", "", "&acl", "").await.is(403, "SignatureDoesNotMatch");
+        assert_eq!(w.get("/bucket/k").await.ok().text(), "x");
+    });
+}
+
+#[test]
 fn an_empty_content_md5_is_none() {
     run(|| async {
         let w = Walrus::new().await;
