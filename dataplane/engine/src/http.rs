@@ -21,7 +21,11 @@
 //! head must be complete `header_read` after its first byte; a connection on which no byte moves for `idle` is closed,
 //! unless a service is at work on it. A service that waits for a slow client's body bounds that itself
 //! ([`crate::timeout`] around a frame). Each connection's time-outs are one timer, whatever the number of requests. A TLS
-//! handshake has `header_read`, too; over HTTP/2 [`STREAMS`] requests go on at once and heads share the `idle` time.
+//! handshake has `header_read`, too.
+//!
+//! Over HTTP/2 [`STREAMS`] requests go on at once, a head has at most 64 KiB, and heads share the `idle` time. There only
+//! bytes of answers keep a connection without a request open: PING and what else costs a client nothing do not. An answer
+//! of which the client takes nothing for `idle` ends with a reset of its stream, whatever the others do.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -35,12 +39,13 @@ use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
 use hyper::rt::ReadBufCursor;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper::{Request, Response};
 use rustls::ServerConfig;
 
 use crate::drain::Drain;
+use crate::http2::{self, Frames};
 use crate::net::{Listener, Stream};
 use crate::sync::Semaphore;
 use crate::tls::TlsStream;
@@ -235,7 +240,7 @@ where
     let service = Watched { service, watch: watch.clone() };
     let mut builder = http1::Builder::new();
     builder.header_read_timeout(None).max_buf_size(limits.buffer.max(8192)).max_headers(limits.headers).writev(true);
-    let connection = pin!(builder.serve_connection(Io { stream, watch: watch.clone() }, service));
+    let connection = pin!(builder.serve_connection(Io::new(stream, &watch), service));
     watched(connection, http1::Connection::graceful_shutdown, &watch, limits, &drain).await;
 }
 
@@ -249,16 +254,16 @@ where
     B::Error: Into<BoxError>,
 {
     let watch = Watch::new(false);
-    let service = Watched { service, watch: watch.clone() };
-    let mut builder = http2::Builder::new(Executor);
+    let (streams, service) = http2::bounded(Watched { service, watch: watch.clone() }, limits.idle);
+    let mut builder = hyper::server::conn::http2::Builder::new(streams);
     builder
         .max_concurrent_streams(STREAMS)
         .initial_stream_window_size(WINDOWS.0)
         .initial_connection_window_size(WINDOWS.1)
         .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(HEAD_MAX);
-    let connection = pin!(builder.serve_connection(Io { stream, watch: watch.clone() }, service));
-    watched(connection, http2::Connection::graceful_shutdown, &watch, limits, &drain).await;
+    let connection = pin!(builder.serve_connection(Io::new(stream, &watch), service));
+    watched(connection, hyper::server::conn::http2::Connection::graceful_shutdown, &watch, limits, &drain).await;
 }
 
 /// Serves one connection over TLS.
@@ -335,9 +340,9 @@ struct Watch {
     busy: Cell<u32>,
     /// First byte received since the last answer.
     head_since: Cell<Option<Duration>>,
-    /// The last byte either way.
+    /// The last byte either way; over HTTP/2 the last one of an answer.
     last: Cell<Duration>,
-    /// True where bytes that no service is at work on are a head: not so for HTTP/2, which has frames of its own.
+    /// True where bytes that no service is at work on are a head: not so for HTTP/2, whose frames may be anything.
     heads: bool,
 }
 
@@ -347,9 +352,12 @@ impl Watch {
     }
 
     fn received(&self) {
+        if !self.heads {
+            return;
+        }
         let now = now();
         self.last.set(now);
-        if self.heads && self.busy.get() == 0 && self.head_since.get().is_none() {
+        if self.busy.get() == 0 && self.head_since.get().is_none() {
             self.head_since.set(Some(now));
         }
     }
@@ -451,6 +459,14 @@ impl Transport for TlsStream {
 struct Io<T> {
     stream: T,
     watch: Rc<Watch>,
+    /// Over HTTP/2.
+    frames: Option<Frames>,
+}
+
+impl<T> Io<T> {
+    fn new(stream: T, watch: &Rc<Watch>) -> Self {
+        Self { stream, watch: watch.clone(), frames: (!watch.heads).then(Frames::default) }
+    }
 }
 
 impl<T: Transport> hyper::rt::Read for Io<T> {
@@ -476,7 +492,9 @@ impl<T: Transport> hyper::rt::Write for Io<T> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let n = ready!(self.stream.poll_write(cx, slices))?;
-        self.watch.sent();
+        if self.frames.as_mut().is_none_or(|frames| frames.wrote(slices, n)) {
+            self.watch.sent();
+        }
         Poll::Ready(Ok(n))
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

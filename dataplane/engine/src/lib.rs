@@ -27,6 +27,7 @@ pub mod drain;
 pub mod error;
 pub mod exec;
 pub mod http;
+mod http2;
 pub mod landing;
 pub mod limit;
 pub mod net;
@@ -36,6 +37,8 @@ pub mod sim;
 pub mod sync;
 pub mod tls;
 
+#[cfg(test)]
+mod http2_tests;
 #[cfg(test)]
 mod http_tests;
 #[cfg(test)]

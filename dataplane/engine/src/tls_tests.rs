@@ -20,7 +20,7 @@ use crate::http::{Limits, Served, serve_tls};
 use crate::net::Listener;
 use crate::spawn;
 
-type Tls = StreamOwned<ClientConnection, TcpStream>;
+pub(crate) type Tls = StreamOwned<ClientConnection, TcpStream>;
 
 /// `/echo` gives the body back, `/N` N bytes.
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -43,7 +43,7 @@ fn certificate() -> (Arc<ServerConfig>, CertificateDer<'static>) {
     (Arc::new(config), chain)
 }
 
-fn with_server<T: Send + 'static>(
+pub(crate) fn with_server<T: Send + 'static>(
     limits: Limits,
     client: impl FnOnce(SocketAddr, CertificateDer<'static>) -> T + Send + 'static,
 ) -> (T, Served) {
@@ -76,12 +76,17 @@ fn tcp(address: SocketAddr) -> TcpStream {
 }
 
 fn connect(address: SocketAddr, chain: CertificateDer<'static>) -> Tls {
+    connect_as(address, chain, b"http/1.1")
+}
+
+/// Speaks this protocol.
+pub(crate) fn connect_as(address: SocketAddr, chain: CertificateDer<'static>, protocol: &[u8]) -> Tls {
     let mut roots = RootCertStore::empty();
     roots.add(chain).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let mut config = config.with_root_certificates(roots).with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     let name = ServerName::try_from("localhost").unwrap();
     StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), tcp(address))
 }
