@@ -1,10 +1,11 @@
-//! The certificate that Walrus shows over TLS, and its renewal without a restart.
+//! The certificate that Walrus, and the listeners of the other APIs, show over TLS, and its renewal without a restart.
 //!
 //! The pair of files is looked at once a second, and at once on SIGHUP. A pair that changed is tried: from then on new
 //! connections get it, those that are open go on with theirs. A pair that is broken, or of which one file has changed and
 //! the other has not yet, is refused with a line in the log, and the old one goes on.
 
 use std::io::Read;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -26,6 +27,8 @@ const FILE_MAX: u64 = 1 << 20;
 
 /// HTTP/2 where the client can, HTTP/1.1 elsewhere.
 pub const S3_PROTOCOLS: &[&[u8]] = &[b"h2", b"http/1.1"];
+/// What the listeners of the other APIs speak.
+pub const API_PROTOCOLS: &[&[u8]] = &[b"http/1.1"];
 
 /// A certificate, its key, and the files that they come from.
 #[derive(Debug, Clone)]
@@ -33,6 +36,8 @@ pub struct Certificate {
     cert: PathBuf,
     key: PathBuf,
     current: Arc<Current>,
+    /// The files as they were before they were read.
+    read: Look,
 }
 
 #[derive(Debug)]
@@ -44,8 +49,13 @@ impl ResolvesServerCert for Current {
     }
 }
 
-/// What tells that a file is another one.
-type Look = [Option<(u64, Option<SystemTime>)>; 2];
+/// What tells that a file is another one: its length, its time, its inode.
+type Look = [Option<(u64, Option<SystemTime>, u64)>; 2];
+
+fn seen(meta: std::io::Result<std::fs::Metadata>) -> Option<(u64, Option<SystemTime>, u64)> {
+    let meta = meta.ok()?;
+    Some((meta.len(), meta.modified().ok(), meta.ino()))
+}
 
 impl Certificate {
     /// Reads PEM files: the certificate with the chain to its authority, and its private key.
@@ -53,9 +63,11 @@ impl Certificate {
     /// # Errors
     /// Which file, and what is wrong with it.
     pub fn open(cert: &Path, key: &Path) -> Result<Self, StartError> {
+        // First: files that change from here on are found to be others.
+        let look = [cert, key].map(|path| seen(std::fs::metadata(path)));
         let pair = read(cert, key).map_err(|why| StartError::Config { what: format!("TLS: {why}") })?;
         let current = Arc::new(Current(RwLock::new(Arc::new(pair))));
-        Ok(Self { cert: cert.to_owned(), key: key.to_owned(), current })
+        Ok(Self { cert: cert.to_owned(), key: key.to_owned(), current, read: look })
     }
 
     /// A server's configuration that always shows the current certificate; `protocols` are agreed on by ALPN.
@@ -75,31 +87,29 @@ impl Certificate {
     /// Keeps it as the files are, for ever. On tokio.
     pub async fn watch(self) {
         let mut hangup = signal(SignalKind::hangup()).ok();
-        let mut known = self.look().await;
+        let mut known = self.read;
+        // They may have changed since they were read.
+        let mut now = Some(self.look().await);
         loop {
+            if now.is_none_or(|now| now != known) {
+                known = self.look().await;
+                self.reload().await;
+            }
             let asked = async {
                 match &mut hangup {
                     Some(hangup) => drop(hangup.recv().await),
                     None => std::future::pending().await,
                 }
             };
-            let now = tokio::select! {
+            now = tokio::select! {
                 () = asked => None,
                 () = tokio::time::sleep(LOOK_EVERY) => Some(self.look().await),
             };
-            if now.is_none_or(|now| now != known) {
-                known = self.look().await;
-                self.reload().await;
-            }
         }
     }
 
     async fn look(&self) -> Look {
-        let look = async |path: &Path| {
-            let meta = tokio::fs::metadata(path).await.ok()?;
-            Some((meta.len(), meta.modified().ok()))
-        };
-        [look(&self.cert).await, look(&self.key).await]
+        [seen(tokio::fs::metadata(&self.cert).await), seen(tokio::fs::metadata(&self.key).await)]
     }
 
     /// Takes the files' pair, if it is one.
@@ -149,6 +159,29 @@ mod tests {
         std::fs::write(&cert, made.cert.pem()).unwrap();
         std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
         (cert, key)
+    }
+
+    #[tokio::test]
+    async fn what_changed_before_the_watch_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cert, key) = make(dir.path());
+        let certificate = Certificate::open(&cert, &key).unwrap();
+        let shown = || certificate.current.0.read().unwrap().end_entity_cert().unwrap().clone().into_owned();
+        let first = shown();
+        // Renewed as it is done: another file under the name.
+        let other = tempfile::tempdir_in(dir.path()).unwrap();
+        let (new_cert, new_key) = make(other.path());
+        std::fs::rename(new_cert, cert).unwrap();
+        std::fs::rename(new_key, key).unwrap();
+        let changed = async {
+            while shown() == first {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = certificate.clone().watch() => unreachable!("it is for ever"),
+            outcome = tokio::time::timeout(Duration::from_secs(20), changed) => outcome.expect("the new one is shown"),
+        }
     }
 
     #[test]
