@@ -385,9 +385,16 @@ impl<B: BulkStore> Core<B> {
 
     /// Commits a batch that may queue work for the reclaimer.
     pub async fn commit(&self, batch: Batch) -> Result<(), MetaError> {
+        self.commit_and(batch, |_| {}).await
+    }
+
+    /// As [`commit`](Self::commit); what it came to is `noted` before the commit is over for those who look for quiet:
+    /// on another core they would find what it did in the store, and not in the notes.
+    pub async fn commit_and(&self, batch: Batch, noted: impl FnOnce(&Result<(), MetaError>)) -> Result<(), MetaError> {
         let change = self.shared.buckets.change(&batch);
         let turn = self.shared.quiet.begin(&batch, self.now());
         let outcome = self.reclaim.watch(self.meta.commit(batch)).await;
+        noted(&outcome);
         turn.end(&outcome);
         if change.done(&outcome) {
             self.shared.usages.bucket_changed();

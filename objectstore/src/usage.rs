@@ -356,9 +356,7 @@ impl<B: BulkStore> Core<B> {
             turn.refresh(self.meta.get(keys::usage(bucket, turn.index)).await?)?;
         }
         let next = turn.count(bucket, batch);
-        let outcome = self.commit(std::mem::take(batch)).await;
-        turn.end(&outcome, bucket, next);
-        Ok(outcome)
+        Ok(self.commit_and(std::mem::take(batch), |outcome| turn.end(outcome, bucket, next)).await)
     }
 
     /// Refuses, before a body is read, what will not fit. `replaced` is told what it replaces, and asked only if that counts.

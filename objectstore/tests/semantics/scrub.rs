@@ -15,6 +15,7 @@ use karri_meta::memory::MemoryStore;
 use karri_meta::{Batch, MetaStore};
 use karri_objectstore::keys::{self, BucketId, DataId};
 use karri_objectstore::record::{self, Data, Manifest, Part};
+use karri_objectstore::scrub::quiet::Scope;
 use karri_objectstore::scrub::report::{Fate, Pass, Phase};
 use karri_objectstore::scrub::{self, Ask, Pace};
 use karri_objectstore::usage::Amount;
@@ -74,6 +75,19 @@ async fn fill<B: BulkStore>(walrus: &Walrus<B>) {
     for (n, len) in [(1, 100), (2, 300_000)] {
         walrus.put(&format!("/bkt/parts?partNumber={n}&uploadId={id}"), data(len)).await.ok();
     }
+}
+
+#[test]
+fn a_commit_is_noted_before_it_is_quiet() {
+    run(|| async {
+        let walrus = Walrus::new().await;
+        let bucket = BucketId(7);
+        let is_quiet = || walrus.core.shared.quiet.stamp(Scope::Bucket(bucket), walrus.core.now()).is_some();
+        assert!(is_quiet());
+        let batch = Batch::new().put(keys::object(bucket, b"k"), "");
+        walrus.core.commit_and(batch, |outcome| assert!(outcome.is_ok() && !is_quiet())).await.unwrap();
+        assert!(is_quiet());
+    });
 }
 
 #[test]
