@@ -1,10 +1,13 @@
 //! The log of slow requests: what took the server longer than the operator thinks right, the client's own time taken off.
 
+use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Lines in a second; more are counted and told with the next one that is written.
 const LINES_PER_SECOND: u32 = 10;
+/// Bytes of a bucket or a key in a line: the client chose them, and S3's keys have at most so many.
+const TEXT_MAX: usize = 1024;
 /// A request is slow from here on, unless the operator says otherwise.
 pub const THRESHOLD: Duration = Duration::from_secs(5);
 
@@ -56,8 +59,8 @@ impl Slow {
             operation = request.operation,
             status = request.status,
             account = request.account,
-            bucket = ?request.bucket,
-            key = ?request.key,
+            bucket = ?cut(request.bucket),
+            key = ?cut(request.key),
             source = %request.source,
             server_ms = ms(own),
             client_ms = ms(request.waited),
@@ -82,9 +85,25 @@ impl Slow {
     }
 }
 
+/// The text, or what of it a line may have and a mark.
+fn cut(text: &str) -> Cow<'_, str> {
+    if text.len() <= TEXT_MAX {
+        return text.into();
+    }
+    format!("{}... ({} bytes)", &text[..text.floor_char_boundary(TEXT_MAX)], text.len()).into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_names_are_cut_with_a_mark() {
+        let long = "\u{20ac}".repeat(1000);
+        assert_eq!(cut(&long[..TEXT_MAX - 1]), long[..TEXT_MAX - 1]);
+        let cut = cut(&long);
+        assert!(cut.len() < TEXT_MAX + 32 && cut.ends_with("... (3000 bytes)"), "{cut}");
+    }
 
     #[test]
     fn what_is_slow_and_how_often_it_is_said() {
