@@ -1,7 +1,7 @@
 //! The walrus role in a cloud: keys from the cloud's identity service, the last ones kept for when it is down.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use karri_base::aws::keys::KeyRing;
 use karri_base::config::Config;
@@ -24,6 +24,8 @@ use crate::tls::{Certificate, S3_PROTOCOLS};
 
 /// Pauses between attempts to hear from the cloud: from, to.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Without news of keys for so long, it is said.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The most bytes of one message with every key and policy.
 const KEYS_MAX: usize = 512 << 20;
@@ -116,19 +118,34 @@ impl Running for Walrus {
 /// Keeps the ring as the cloud says, for ever.
 async fn watch(cloud: Channel, ring: KeyRing, meta: Arc<dyn MetaStore>, master: Secret) {
     let mut pause = BACK_OFF.0;
-    let mut told = false;
+    let mut outage = Outage::default();
     loop {
-        match follow(cloud.clone(), &ring, (&meta, &master), &mut pause, &mut told).await {
+        let heard = || outage = Outage::default();
+        match follow(cloud.clone(), &ring, (&meta, &master), &mut pause, heard).await {
             Ok(()) => tracing::debug!(role = "walrus", "the cloud ended the stream of keys"),
-            // Once per outage: the known keys go on.
-            Err(error) if !told => {
-                told = true;
+            Err(error) if outage.is_to_be_told(Instant::now()) => {
                 tracing::warn!(role = "walrus", error = %error, keys = ring.len(), "no news of keys; going on with those known");
             }
-            Err(_) => {}
+            Err(error) => tracing::debug!(role = "walrus", error = %error, "no news of keys"),
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(BACK_OFF.1);
+    }
+}
+
+/// A time without news.
+#[derive(Debug, Default)]
+struct Outage {
+    since: Option<Instant>,
+    told: bool,
+}
+
+impl Outage {
+    /// True once, when it is no short one: the cloud starts later than Walrus and stops before it.
+    fn is_to_be_told(&mut self, now: Instant) -> bool {
+        let since = *self.since.get_or_insert(now);
+        let is_long = now - since >= PATIENCE;
+        is_long && !std::mem::replace(&mut self.told, true)
     }
 }
 
@@ -137,13 +154,14 @@ async fn follow(
     ring: &KeyRing,
     (meta, master): (&Arc<dyn MetaStore>, &Secret),
     pause: &mut Duration,
-    told: &mut bool,
+    mut heard: impl FnMut(),
 ) -> Result<(), tonic::Status> {
     let mut identity = IdentityClient::new(cloud).max_decoding_message_size(KEYS_MAX);
     let mut stream = identity.watch_keys(proto::WatchKeysRequest {}).await?.into_inner();
     while let Some(keys) = stream.message().await? {
         fill(ring, &keys);
-        (*pause, *told) = (BACK_OFF.0, false);
+        *pause = BACK_OFF.0;
+        heard();
         if let Err(error) = remember(meta, master, &keys).await {
             tracing::warn!(role = "walrus", error = %error, "the keys could not be kept for a restart without the cloud");
         }
@@ -182,6 +200,15 @@ mod tests {
     use karri_meta::memory::MemoryStore;
 
     use super::*;
+
+    #[test]
+    fn a_long_outage_is_told_once() {
+        let (mut outage, began) = (Outage::default(), Instant::now());
+        assert!(!outage.is_to_be_told(began));
+        assert!(!outage.is_to_be_told(began + PATIENCE / 2));
+        assert!(outage.is_to_be_told(began + PATIENCE));
+        assert!(!outage.is_to_be_told(began + PATIENCE * 2));
+    }
 
     #[tokio::test]
     async fn keys_are_kept_and_inactive_ones_are_not_valid() {
