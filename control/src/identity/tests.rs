@@ -152,6 +152,29 @@ async fn users_and_their_keys_live_and_end() {
 }
 
 #[tokio::test]
+async fn a_password_s_hash_keeps_nobody_waiting() {
+    let w = world().await;
+    w.user("bob").await;
+    let params = [("UserName", "bob"), ("Password", "long enough")];
+    let mut login = std::pin::pin!(w.fine("CreateLoginProfile", &params));
+    assert!(futures_util::poll!(&mut login).is_pending(), "it is hashed elsewhere");
+    let mut change = std::pin::pin!(w.fine("CreateGroup", &[("GroupName", "g")]));
+    assert!(futures_util::poll!(&mut change).is_ready(), "changes go on meanwhile");
+    login.await;
+    let mut login = std::pin::pin!(w.fine("UpdateLoginProfile", &params));
+    assert!(futures_util::poll!(&mut login).is_pending());
+    login.await;
+    let state = w.directory.state();
+    let made = state.users.values().find(|u| u.name == "bob").and_then(|u| u.login.as_ref()).unwrap();
+    assert!(secrets::is_password("long enough", &made.hash, &made.salt));
+    let reset = [("UserName", "bob"), ("PasswordResetRequired", "true")];
+    w.fine("UpdateLoginProfile", &reset).await;
+    let state = w.directory.state();
+    let after = state.users.values().find(|u| u.name == "bob").and_then(|u| u.login.as_ref()).unwrap();
+    assert!(after.reset && after.hash == made.hash, "without a password the old one stays");
+}
+
+#[tokio::test]
 async fn secrets_are_sealed_at_rest_and_everything_survives_a_restart() {
     let w = world().await;
     let bob = w.user("bob").await;

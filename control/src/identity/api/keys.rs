@@ -108,10 +108,29 @@ pub(super) fn list(
     })
 }
 
-fn checked_password(password: &str) -> ApiResult<&str> {
-    match (8..=128).contains(&password.chars().count()) {
-        true => Ok(password),
-        false => Err(ApiError::new(Code::PasswordPolicyViolation, "Password should have 8 to 128 characters")),
+/// A password's hash and salt.
+type Hashed = (String, String);
+
+/// Hashes a password on a thread that may take its time.
+async fn hashed(password: &str) -> ApiResult<Hashed> {
+    if !(8..=128).contains(&password.chars().count()) {
+        return Err(ApiError::new(Code::PasswordPolicyViolation, "Password should have 8 to 128 characters"));
+    }
+    let password = password.to_owned();
+    tokio::task::spawn_blocking(move || hash_password(&password)).await.map_err(|error| {
+        tracing::error!(%error, "a password could not be hashed");
+        ApiError::new(Code::InternalError, "An internal error has occurred")
+    })
+}
+
+pub(super) async fn hash_created(r: &iam::CreateLoginProfileRequest) -> ApiResult<Hashed> {
+    hashed(r.password.as_deref().unwrap_or("")).await
+}
+
+pub(super) async fn hash_updated(r: &iam::UpdateLoginProfileRequest) -> ApiResult<Option<Hashed>> {
+    match &r.password {
+        Some(password) => hashed(password).await.map(Some),
+        None => Ok(None),
     }
 }
 
@@ -123,15 +142,14 @@ pub(super) fn create_login(
     state: &mut State,
     call: &Call<'_>,
     r: &iam::CreateLoginProfileRequest,
+    (hash, salt): Hashed,
 ) -> ApiResult<iam::CreateLoginProfileResponse> {
     let name = login_name(call, r.user_name.as_ref())?;
-    let password = checked_password(r.password.as_deref().unwrap_or(""))?;
     let created_us = call.now_us();
     let user = users::find_mut(state, call, name)?;
     if user.login.is_some() {
         return Err(ApiError::new(Code::EntityAlreadyExists, format!("Login Profile for user {name} already exists.")));
     }
-    let (hash, salt) = hash_password(password);
     let reset = r.password_reset_required.unwrap_or(false);
     user.login = Some(Login { hash, salt, reset, created_us });
     let login_profile = login(user);
@@ -160,11 +178,16 @@ pub(super) fn get_login(
     Ok(iam::GetLoginProfileResponse { login_profile: Some(login_profile) })
 }
 
-pub(super) fn update_login(state: &mut State, call: &Call<'_>, r: &iam::UpdateLoginProfileRequest) -> Nothing {
+pub(super) fn update_login(
+    state: &mut State,
+    call: &Call<'_>,
+    r: &iam::UpdateLoginProfileRequest,
+    hashed: Option<Hashed>,
+) -> Nothing {
     let user = users::find_mut(state, call, &r.user_name)?;
     let login = user.login.as_mut().ok_or_else(|| no_login(&r.user_name))?;
-    if let Some(password) = &r.password {
-        (login.hash, login.salt) = hash_password(checked_password(password)?);
+    if let Some(hashed) = hashed {
+        (login.hash, login.salt) = hashed;
     }
     login.reset = r.password_reset_required.unwrap_or(login.reset);
     Ok(Done)

@@ -78,6 +78,13 @@ pub async fn answer(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<Strin
             let output = call.directory.change(|state| $handler(state, call, &request)).await?;
             Ok(xml(call, iam::NAMESPACE, &request, &output))
         }};
+        // What takes long is done first: changes wait for each other.
+        ($handler:expr, $before:expr) => {{
+            let request = parse(tree).map_err(validation)?;
+            let made = $before(&request).await?;
+            let output = call.directory.change(|state| $handler(state, call, &request, made)).await?;
+            Ok(xml(call, iam::NAMESPACE, &request, &output))
+        }};
     }
     match action {
         A::AddClientIDToOpenIDConnectProvider => write!(providers::add_client),
@@ -90,7 +97,7 @@ pub async fn answer(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<Strin
         A::CreateAccountAlias => write!(account::create_alias),
         A::CreateGroup => write!(groups::create),
         A::CreateInstanceProfile => write!(profiles::create),
-        A::CreateLoginProfile => write!(keys::create_login),
+        A::CreateLoginProfile => write!(keys::create_login, keys::hash_created),
         A::CreateOpenIDConnectProvider => write!(providers::create),
         A::CreatePolicy => write!(policies::create),
         A::CreatePolicyVersion => write!(policies::create_version),
@@ -172,7 +179,7 @@ pub async fn answer(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<Strin
         A::UpdateAccessKey => write!(keys::update),
         A::UpdateAssumeRolePolicy => write!(roles::update_trust),
         A::UpdateGroup => write!(groups::update),
-        A::UpdateLoginProfile => write!(keys::update_login),
+        A::UpdateLoginProfile => write!(keys::update_login, keys::hash_updated),
         A::UpdateOpenIDConnectProviderThumbprint => write!(providers::update_thumbprint),
         A::UpdateRole => write!(roles::update),
         A::UpdateRoleDescription => write!(roles::update_description),
