@@ -12,13 +12,14 @@ use crate::layout::Layout;
 use crate::peers::Credentials;
 use crate::pki;
 use crate::role::Role;
+use crate::supervisor::scheme;
 
 /// Prints the export lines that AWS's and Eucalyptus's tools read.
 pub fn env(layout: &Layout) -> Result<ExitCode> {
     let runtime = layout.read_runtime()?;
     let admin = layout.read_credentials()?.admin;
-    let scheme = if runtime.s3_tls { "https" } else { "http" };
-    let (api, s3) = (format!("http://{}", runtime.api), format!("{scheme}://{}", runtime.s3));
+    let scheme = scheme(runtime.tls);
+    let (api, s3) = (format!("{scheme}://{}", runtime.api), format!("{scheme}://{}", runtime.s3));
     let lines = [
         ("AWS_ACCESS_KEY_ID", admin.access_key_id),
         ("AWS_SECRET_ACCESS_KEY", admin.secret_access_key),

@@ -234,7 +234,7 @@ pub struct Up {
     /// S3 [default: 127.0.0.1:9000]
     #[arg(long, value_name = "ADDR")]
     pub s3: Option<SocketAddr>,
-    /// S3 over TLS: PEM file of the certificate with its chain; renewed without a restart when the files change
+    /// S3 and the other APIs over TLS: PEM file of the certificate with its chain; renewed without a restart when the files change
     #[arg(long, value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
     /// PEM file of its private key

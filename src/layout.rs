@@ -173,9 +173,11 @@ pub struct Runtime {
     pub api: SocketAddr,
     /// S3.
     pub s3: SocketAddr,
-    /// S3 speaks TLS there.
+    /// Both speak TLS there.
     #[serde(default)]
-    pub s3_tls: bool,
+    pub tls: bool,
+    /// The APIs in plain HTTP, for this machine.
+    pub api_inner: SocketAddr,
     /// S3 in plain HTTP, for this machine.
     pub s3_inner: SocketAddr,
     /// The web console.

@@ -17,7 +17,7 @@ use karri_control::audit::Trail;
 use karri_control::identity::alone::Listener;
 use karri_control::identity::{Directory, Seed};
 use karri_objectstore::operator::Operator;
-use karri_objectstore::tls::{Certificate, S3_PROTOCOLS};
+use karri_objectstore::tls::{API_PROTOCOLS, Certificate, S3_PROTOCOLS};
 
 use crate::ask::print;
 use crate::chassis;
@@ -195,7 +195,7 @@ pub fn serve(asked: &Serve) -> Result<ExitCode> {
     let scheme = if certificate.is_some() { "https" } else { "http" };
     let tls = |protocols| certificate.as_ref().map(|c| c.server(protocols)).transpose();
     let s3_tls = tls(S3_PROTOCOLS)?;
-    let iam_tls = tls(&[b"http/1.1"])?;
+    let iam_tls = tls(API_PROTOCOLS)?;
     runtime()?.block_on(async {
         if let Some(certificate) = certificate.clone() {
             tokio::spawn(certificate.watch());

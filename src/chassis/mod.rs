@@ -26,7 +26,9 @@ use karri_base::proto::{StatusReply, StatusRequest};
 use karri_base::role::{PeerChannels, Running};
 use karri_meta::MetaStore;
 use karri_meta::rocks::{Options, RocksStore};
+use karri_objectstore::tls::{API_PROTOCOLS, Certificate};
 use prometheus_client::registry::Registry;
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -199,12 +201,29 @@ async fn start_role(
     registry: &mut Registry,
 ) -> Result<Arc<dyn Running>> {
     match role {
-        Role::Cloud => Ok(karri_control::cloud::start(config, peers, meta, registry).await?),
+        Role::Cloud => {
+            let tls =
+                config.cloud.as_ref().map(|c| api_tls(c.tls_cert.as_deref(), c.tls_key.as_deref())).transpose()?;
+            Ok(karri_control::cloud::start(config, peers, meta, registry, tls.flatten()).await?)
+        }
         Role::Cluster => Ok(karri_control::cluster::start(config, peers, meta, registry).await?),
         Role::Node => Ok(karri_control::node::start(config, peers, meta, registry).await?),
         Role::Storage => Ok(karri_blockstore::role::start(config, peers, meta, registry).await?),
         Role::Walrus => Ok(karri_objectstore::role::start(config, peers, meta, registry).await?),
     }
+}
+
+/// What the APIs' listener shows over TLS: the files' certificate, renewed as they are.
+fn api_tls(cert: Option<&Path>, key: Option<&Path>) -> Result<Option<Arc<ServerConfig>>> {
+    let (cert, key) = match (cert, key) {
+        (Some(cert), Some(key)) => (cert, key),
+        (None, None) => return Ok(None),
+        _ => bail!("tls_cert and tls_key in [cloud] go together"),
+    };
+    let certificate = Certificate::open(cert, key)?;
+    let config = certificate.server(API_PROTOCOLS)?;
+    tokio::spawn(certificate.watch());
+    Ok(Some(config))
 }
 
 /// Resolves at SIGTERM, SIGINT, or when the supervisor is gone.

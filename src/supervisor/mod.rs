@@ -141,12 +141,19 @@ async fn stop_instances(node: tonic::transport::Channel) -> Result<()> {
     Ok(())
 }
 
+/// How URLs of listeners begin.
+pub fn scheme(tls: bool) -> &'static str {
+    if tls { "https" } else { "http" }
+}
+
 /// Every listener of this machine.
 struct Addresses {
     api: SocketAddr,
     s3: SocketAddr,
-    /// S3 speaks TLS.
+    /// Both speak TLS.
     tls: bool,
+    /// The API without TLS, for this machine.
+    api_inner: SocketAddr,
     /// S3 without TLS, for this machine.
     inner: SocketAddr,
     console: SocketAddr,
@@ -165,7 +172,9 @@ impl Addresses {
         let taken = &mut Vec::new();
         let api = ports::settle(settings.api, "--api", taken, patience).await?;
         let s3 = ports::settle(settings.s3, "--s3", taken, patience).await?;
-        let inner = if settings.tls.is_some() { ports::private(taken)? } else { s3 };
+        let tls = settings.tls.is_some();
+        let api_inner = if tls { ports::private(taken)? } else { api };
+        let inner = if tls { ports::private(taken)? } else { s3 };
         let console = ports::settle(settings.console, "--console", taken, patience).await?;
         let _iscsi = ports::settle(settings.iscsi, "--iscsi", taken, patience).await?;
         let metrics = ports::settle(settings.metrics, "--metrics", taken, patience).await?;
@@ -173,8 +182,7 @@ impl Addresses {
         for role in Role::ALL {
             roles.insert(role, RoleAddresses { grpc: ports::private(taken)?, metrics: ports::private(taken)? });
         }
-        let tls = settings.tls.is_some();
-        Ok(Self { api, s3, tls, inner, console, metrics, roles })
+        Ok(Self { api, s3, tls, api_inner, inner, console, metrics, roles })
     }
 
     fn of(&self, role: Role) -> &RoleAddresses {
@@ -184,8 +192,8 @@ impl Addresses {
     /// What a user may want to know of a role that is ready.
     fn line(&self, role: Role) -> String {
         match role {
-            Role::Cloud => format!("EC2, IAM, STS at http://{}", self.api),
-            Role::Walrus => format!("S3 at {}://{}", if self.tls { "https" } else { "http" }, self.s3),
+            Role::Cloud => format!("EC2, IAM, STS at {}://{}", scheme(self.tls), self.api),
+            Role::Walrus => format!("S3 at {}://{}", scheme(self.tls), self.s3),
             _ => format!("gRPC at {}", self.of(role).grpc),
         }
     }
@@ -196,7 +204,8 @@ impl Addresses {
             region: region.to_owned(),
             api: self.api,
             s3: self.s3,
-            s3_tls: self.tls,
+            tls: self.tls,
+            api_inner: self.api_inner,
             s3_inner: self.inner,
             console: self.console,
             metrics: self.metrics,
@@ -245,7 +254,11 @@ fn role_config(
     };
     let credentials = layout.credentials();
     match role {
-        Role::Cloud => config.cloud = Some(Cloud { api: addresses.api, credentials }),
+        Role::Cloud => {
+            let (tls_cert, tls_key) = settings.tls.clone().unzip();
+            let inner = addresses.tls.then_some(addresses.api_inner);
+            config.cloud = Some(Cloud { api: addresses.api, tls_cert, tls_key, inner, credentials });
+        }
         Role::Cluster => {}
         Role::Node => {
             config.node = Some(Node { hypervisor: settings.hypervisor, network: settings.network, credentials });

@@ -70,7 +70,7 @@ pub struct Settings {
     pub network: Network,
     pub keep_instances: bool,
     pub walrus_settings: Option<PathBuf>,
-    /// Certificate and key of the S3 listener.
+    /// Certificate and key of the listeners of S3 and of the other APIs.
     pub tls: Option<(PathBuf, PathBuf)>,
     pub walrus: Store,
     pub storage: Store,

@@ -1,9 +1,10 @@
 //! What an operator of Walrus does: list, check, reclaim, export, over TLS whose certificate is renewed.
 
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -185,8 +186,8 @@ fn an_operator_lists_checks_reclaims_and_exports_over_tls() {
 }
 
 #[test]
-fn a_cloud_serves_s3_over_tls() {
-    if !has("a_cloud_serves_s3_over_tls", &["aws"]) {
+fn a_cloud_serves_over_tls() {
+    if !has("a_cloud_serves_over_tls", &["aws"]) {
         return;
     }
     let dir = folder();
@@ -206,5 +207,38 @@ fn a_cloud_serves_s3_over_tls() {
     assert!(verb(&["list"]).contains("over-tls"));
     assert!(verb(&["usage"]).contains("over-tls"));
     assert!(verb(&["check"]).contains("0 corrupt"));
+
+    // The other APIs with the same certificate, and with the next one.
+    let api = cloud.var("AWS_ENDPOINT_URL").to_owned();
+    assert!(api.starts_with("https://127.0.0.1:") && cloud.var("EC2_URL") == api, "{api}");
+    let ask = |words: &[&str]| {
+        let mut aws = cloud.client(tool("aws").expect("checked above"));
+        aws.env("AWS_CA_BUNDLE", &cert).env("AWS_MAX_ATTEMPTS", "1").args(words).output().expect("aws runs")
+    };
+    for words in [&["ec2", "describe-regions"], &["sts", "get-caller-identity"], &["iam", "list-users"]] {
+        let answer = ask(words);
+        assert!(answer.status.success(), "{words:?}: {}", errors_of(&answer));
+    }
+    let plain = std::net::TcpStream::connect(api.trim_start_matches("https://")).and_then(|mut stream| {
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")?;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        Ok(answer)
+    });
+    assert!(!plain.unwrap().starts_with(b"HTTP"), "plain HTTP is not answered");
+    certificate(dir.path());
+    let began = Instant::now();
+    while !ask(&["ec2", "describe-regions"]).status.success() {
+        assert!(began.elapsed() < Duration::from_secs(60), "the renewed certificate is never shown");
+    }
+    // The tools of this machine need no certificate.
+    let (root, mut sector) = (dir.path().join("root.img"), vec![0; 512]);
+    sector[510..].copy_from_slice(&[0x55, 0xAA]);
+    std::fs::write(&root, sector).unwrap();
+    let mut add = karri();
+    add.args(["image", "add", "over-tls", "--root"]).arg(&root).arg("--state").arg(&cloud.state);
+    let added = add.output().expect("karri runs");
+    assert!(text_of(&added).starts_with("ami-"), "{}", errors_of(&added));
     assert!(cloud.stop(), "karri up ends well");
 }

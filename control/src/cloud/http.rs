@@ -110,13 +110,8 @@ pub fn not_here(service: &str) -> ApiError {
     ApiError::new(Code::InvalidAction, format!("The service '{service}' is not served here"))
 }
 
-/// Accepts until `stop` turns true, then lets the requests under way finish.
-pub async fn serve(listener: TcpListener, api: Arc<dyn Api>, stop: watch::Receiver<bool>) {
-    serve_over(None, listener, api, stop).await;
-}
-
-/// As [`serve`], over TLS where it is configured.
-pub async fn serve_over(
+/// Accepts until `stop` turns true, then lets the requests under way finish; over TLS where it is configured.
+pub async fn serve(
     tls: Option<Arc<ServerConfig>>,
     listener: TcpListener,
     api: Arc<dyn Api>,

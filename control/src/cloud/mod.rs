@@ -61,6 +61,7 @@ use karri_base::proto::identity_server::IdentityServer;
 use karri_base::role::{Health, PeerChannels, Running};
 use karri_meta::MetaStore;
 use prometheus_client::registry::Registry;
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -200,7 +201,28 @@ pub struct CloudRole {
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// Starts the role.
+/// Where the APIs are served.
+#[derive(Debug, Clone)]
+pub struct Listen {
+    /// For clients; port 0 picks one.
+    pub api: SocketAddr,
+    /// What is spoken there; `None`: plain HTTP.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// Plain HTTP, beside TLS.
+    pub inner: Option<SocketAddr>,
+}
+
+impl From<SocketAddr> for Listen {
+    fn from(api: SocketAddr) -> Self {
+        Self { api, tls: None, inner: None }
+    }
+}
+
+async fn bind(addr: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(addr).await.map_err(|source| StartError::Listen { addr, source })
+}
+
+/// Starts the role; over TLS where it is configured, as `tls` says.
 ///
 /// # Errors
 /// See [`StartError`].
@@ -209,6 +231,7 @@ pub async fn start(
     peers: PeerChannels,
     meta: Arc<dyn MetaStore>,
     registry: &mut Registry,
+    tls: Option<Arc<ServerConfig>>,
 ) -> Result<Arc<dyn Running>, StartError> {
     let section = config.cloud.as_ref().ok_or(StartError::NoSection)?;
     let credentials = identity::read_credentials(&section.credentials)?;
@@ -244,7 +267,8 @@ pub async fn start(
         flow_settings: flow::Settings::default(),
         watch_settings: watch::Settings::default(),
     };
-    Ok(Arc::new(CloudRole::start(parts, section.api, registry).await?))
+    let listen = Listen { api: section.api, inner: section.inner.filter(|_| tls.is_some()), tls };
+    Ok(Arc::new(CloudRole::start(parts, listen, registry).await?))
 }
 
 fn trail(path: &Path) -> Result<Trail, StartError> {
@@ -252,14 +276,18 @@ fn trail(path: &Path) -> Result<Trail, StartError> {
 }
 
 impl CloudRole {
-    /// Starts a cloud of these parts, its API on `api` (port 0 picks one).
+    /// Starts a cloud of these parts, its API where `listen` says.
     ///
     /// # Errors
     /// See [`StartError`].
-    pub async fn start(parts: Parts, api: SocketAddr, registry: &mut Registry) -> Result<Self, StartError> {
-        let listener = TcpListener::bind(api).await;
-        let listener = listener.map_err(|source| StartError::Listen { addr: api, source })?;
+    pub async fn start(parts: Parts, listen: impl Into<Listen>, registry: &mut Registry) -> Result<Self, StartError> {
+        let Listen { api, tls, inner } = listen.into();
+        let listener = bind(api).await?;
         let addr = listener.local_addr().map_err(|source| StartError::Listen { addr: api, source })?;
+        let inner = match inner {
+            Some(inner) => Some(bind(inner).await?),
+            None => None,
+        };
         let meta = parts.meta.clone();
         let store = Store::open(parts.meta).await?;
         let directory = Directory::open(meta, parts.identity_key, parts.clock.clone()).await?.with_oidc(parts.oidc);
@@ -290,7 +318,11 @@ impl CloudRole {
         });
         let stop = tokio::sync::watch::Sender::new(false);
         let mut tasks = Vec::new();
-        tasks.push(tokio::spawn(http::serve(listener, cloud.clone(), stop.subscribe())));
+        let secure = tls.is_some();
+        tasks.push(tokio::spawn(http::serve(tls, listener, cloud.clone(), stop.subscribe())));
+        if let Some(inner) = inner {
+            tasks.push(tokio::spawn(http::serve(None, inner, cloud.clone(), stop.subscribe())));
+        }
         tasks.push(tokio::spawn({
             let (cloud, mut stop) = (cloud.clone(), stop.subscribe());
             async move {
@@ -301,7 +333,7 @@ impl CloudRole {
             }
         }));
         cloud.flows.resume(Duration::ZERO);
-        tracing::info!(role = "cloud", api = %addr, zone = %cloud.zone, "the APIs are served");
+        tracing::info!(role = "cloud", api = %addr, tls = secure, zone = %cloud.zone, "the APIs are served");
         Ok(Self { cloud, addr, stop, tasks: Mutex::new(tasks) })
     }
 

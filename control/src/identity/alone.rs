@@ -107,7 +107,7 @@ impl Listener {
         let verifier = Verifier::new(directory.ring().clone());
         let api = Arc::new(Alone { trail, directory, verifier, clock, region: region.to_owned() });
         let stop = watch::Sender::new(false);
-        let task = tokio::spawn(http::serve_over(tls, listener, api, stop.subscribe()));
+        let task = tokio::spawn(http::serve(tls, listener, api, stop.subscribe()));
         Ok(Self { addr, stop, task })
     }
     /// Where it listens.

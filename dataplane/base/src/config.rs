@@ -87,6 +87,15 @@ pub struct Peers {
 pub struct Cloud {
     /// The listener of all AWS APIs but S3.
     pub api: SocketAddr,
+    /// PEM file of that listener's certificate, with its chain; without it the listener speaks plain HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file of its private key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
+    /// Where a cloud whose listener speaks TLS speaks plain HTTP, for the tools of this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inner: Option<SocketAddr>,
     /// TOML file with the first account, its admin user's key and the system key ([`Credentials`]), mode 0600.
     pub credentials: PathBuf,
 }
