@@ -43,7 +43,7 @@ impl<B: BulkStore> Core<B> {
         let outcome = self.commit_counted(bucket, change.amount, change.counted, change.batch).await?;
         if outcome.is_ok() {
             change.telling.happened();
-            self.shared.replication.queued(change.queued);
+            self.replication_queued(change.queued);
             self.reclaim.push(change.freed);
         }
         Ok(outcome)

@@ -351,7 +351,7 @@ impl<B: BulkStore> Core<B> {
             match self.commit(all.batch).await {
                 Ok(()) => {
                     all.telling.happened();
-                    self.shared.replication.queued(all.queued);
+                    self.replication_queued(all.queued);
                     return Ok(object);
                 }
                 Err(MetaError::Conflict { .. }) => {}

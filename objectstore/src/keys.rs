@@ -50,6 +50,12 @@ impl DataId {
         time.copy_from_slice(&self.0[..8]);
         UnixMicros(u64::from_be_bytes(time))
     }
+    /// Its random bits.
+    pub fn random(self) -> u64 {
+        let mut random = [0; 8];
+        random.copy_from_slice(&self.0[8..]);
+        u64::from_be_bytes(random)
+    }
     /// 32 lower-case hexadecimal digits: an upload or version id as clients see it.
     pub fn to_hex(self) -> String {
         hex::encode(self.0)

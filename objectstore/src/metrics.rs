@@ -1,5 +1,7 @@
 //! Walrus's counters: requests by operation and status, bytes, latency, space reclaimed.
 
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use karri_base::clock::UnixMicros;
@@ -40,6 +42,8 @@ struct By {
 
 /// Buckets with gauges of their own: the largest ones.
 const BUCKETS_SHOWN: usize = 1_000;
+/// Destinations of replication with numbers of their own: the first ones.
+const DESTINATIONS_SHOWN: usize = 1_000;
 
 /// The counters, shared by all cores.
 #[derive(Clone)]
@@ -61,6 +65,8 @@ pub struct Metrics {
     replication_pending: Family<To, Gauge>,
     replication_pending_bytes: Family<To, Gauge>,
     replication_lag: Family<To, Gauge>,
+    /// Destinations of replication that have numbers of their own.
+    replication_shown: Arc<Mutex<HashSet<String>>>,
     bucket_objects: Family<BucketName, Gauge>,
     bucket_bytes: Family<BucketName, Gauge>,
     objects: Gauge,
@@ -102,6 +108,7 @@ impl Default for Metrics {
             replication_pending: Family::default(),
             replication_pending_bytes: Family::default(),
             replication_lag: Family::default(),
+            replication_shown: Arc::default(),
             bucket_objects: Family::default(),
             bucket_bytes: Family::default(),
             objects: Gauge::default(),
@@ -246,19 +253,29 @@ impl Metrics {
         self.last_scrub.set(i64::try_from(at.secs()).unwrap_or(i64::MAX));
         self.corrupt_left.set(i64::try_from(left).unwrap_or(i64::MAX));
     }
+    /// A destination of replication; tenants name buckets of remotes as they like, so not all have numbers of their own.
+    fn to(&self, destination: &str) -> Option<To> {
+        let mut shown = self.replication_shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let has =
+            shown.contains(destination) || shown.len() < DESTINATIONS_SHOWN && shown.insert(destination.to_owned());
+        has.then(|| To { destination: destination.to_owned() })
+    }
+    fn to_or_others(&self, destination: &str) -> To {
+        self.to(destination).unwrap_or_else(|| To { destination: "others".into() })
+    }
     /// A destination of replication has got a change.
     pub fn replicated(&self, destination: &str, bytes: u64) {
-        let to = To { destination: destination.to_owned() };
+        let to = self.to_or_others(destination);
         self.replicated.get_or_create(&to).inc();
         self.replicated_bytes.get_or_create(&to).inc_by(bytes);
     }
     /// A destination of replication will not get a change.
     pub fn replication_failed(&self, destination: &str) {
-        self.replication_failed.get_or_create(&To { destination: destination.to_owned() }).inc();
+        self.replication_failed.get_or_create(&self.to_or_others(destination)).inc();
     }
     /// What waits for a destination of replication: changes and bytes; the age of the oldest in seconds, where it is known.
     pub fn replication_waiting(&self, destination: &str, (changes, bytes): (i64, i64), lag: Option<u64>) {
-        let to = To { destination: destination.to_owned() };
+        let Some(to) = self.to(destination) else { return };
         self.replication_pending.get_or_create(&to).set(changes);
         self.replication_pending_bytes.get_or_create(&to).set(bytes);
         if let Some(lag) = lag {

@@ -207,7 +207,7 @@ impl TryFrom<File> for Operator {
                     "accounts is missing: whoever it names may write to every bucket of this key".into(),
                 ));
             }
-            let remote = Remote { s3, endpoint: Arc::new(endpoint), accounts, keeps_ids: false.into() };
+            let remote = Remote::new(s3, endpoint, accounts);
             if this.remotes.insert(name.clone(), Arc::new(remote)).is_some() {
                 return Err(format!("there are two remotes {name:?}"));
             }

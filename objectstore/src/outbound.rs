@@ -5,11 +5,11 @@
 //! ```
 //!
 //! A connection is kept for the next request to its server for a moment. A request ends when nothing moved for
-//! [`STALLED`], so a dead server costs its own requests that long and nobody else anything.
+//! [`STALLED`] (a slow one may be given longer), so a dead server costs its own requests that long and nobody else anything.
 
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -29,6 +29,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
 
 /// How long a connection and its handshake may take.
@@ -49,7 +50,20 @@ pub struct Endpoint {
     host: String,
     port: u16,
     tls: Option<(TlsConnector, ServerName<'static>)>,
-    idle: Mutex<Vec<(Instant, SendRequest<Body>)>>,
+    idle: Mutex<Vec<(Instant, Connection)>>,
+}
+
+/// A connection; it ends with this.
+struct Connection {
+    sender: SendRequest<Body>,
+    task: AbortHandle,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Else a server that answers and reads no more would keep it, and the body, for ever.
+        self.task.abort();
+    }
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -79,12 +93,12 @@ impl Endpoint {
         Ok(Self { host, port, tls, idle: Mutex::default() })
     }
 
-    async fn connection(&self) -> Result<SendRequest<Body>, String> {
+    async fn connection(&self) -> Result<Connection, String> {
         loop {
             let waiting = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let Some((since, mut sender)) = waiting else { break };
-            if since.elapsed() < IDLE && sender.ready().await.is_ok() {
-                return Ok(sender);
+            let Some((since, mut connection)) = waiting else { break };
+            if since.elapsed() < IDLE && connection.sender.ready().await.is_ok() {
+                return Ok(connection);
             }
         }
         let connecting = async {
@@ -120,28 +134,31 @@ impl Endpoint {
             }
             parts.uri = Uri::from(path.clone());
         }
-        let moved = body.moved.clone();
+        let (progress, patience) = (body.progress.clone(), body.patience);
         let exchange = async {
-            let mut sender = self.connection().await.map_err(|why| Unanswered::new(false, why))?;
+            let mut connection = self.connection().await.map_err(|why| Unanswered::new(false, why))?;
             let broken = |why: String| Unanswered::new(true, format!("{}:{}: {why}", self.host, self.port));
-            let answer = sender.send_request(Request::from_parts(parts, body)).await.map_err(|e| broken(words(&e)))?;
+            let answer = connection.sender.send_request(Request::from_parts(parts, body)).await;
+            let answer = answer.map_err(|e| broken(words(&e)))?;
             let (head, body) = answer.into_parts();
             let body = Limited::new(body, ANSWER_MAX).collect().await.map_err(|e| broken(e.to_string()))?.to_bytes();
-            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            if idle.len() < IDLE_MAX {
-                idle.push((Instant::now(), sender));
+            // Not one whose server has answered without taking all of the body.
+            if progress.over.load(Ordering::Relaxed) {
+                let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+                if idle.len() < IDLE_MAX {
+                    idle.push((Instant::now(), connection));
+                }
             }
-            drop(idle);
             Ok(Reply { status: head.status, headers: head.headers, body })
         };
         let mut exchange = std::pin::pin!(exchange);
         loop {
-            let before = moved.load(Ordering::Relaxed);
-            match tokio::time::timeout(STALLED, &mut exchange).await {
+            let before = progress.moved.load(Ordering::Relaxed);
+            match tokio::time::timeout(patience, &mut exchange).await {
                 Ok(outcome) => return outcome,
-                Err(_) if moved.load(Ordering::Relaxed) != before => {}
+                Err(_) if progress.moved.load(Ordering::Relaxed) != before => {}
                 Err(_) => {
-                    let why = format!("{}:{}: nothing moved for {} s", self.host, self.port, STALLED.as_secs());
+                    let why = format!("{}:{}: nothing moved for {} s", self.host, self.port, patience.as_secs());
                     return Err(Unanswered::new(true, why));
                 }
             }
@@ -173,11 +190,11 @@ fn words(e: &hyper::Error) -> String {
     }
 }
 
-async fn begin(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<SendRequest<Body>, String> {
+async fn begin(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Connection, String> {
     let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
-    // Ends with its sender; what breaks it, the request on it is told.
-    tokio::spawn(async move { drop(connection.await) });
-    Ok(sender)
+    // What breaks it, the request on it is told.
+    let task = tokio::spawn(async move { drop(connection.await) }).abort_handle();
+    Ok(Connection { sender, task })
 }
 
 /// A client that trusts these certificates.
@@ -218,7 +235,17 @@ pub struct Body {
     whole: Option<Bytes>,
     pieces: Option<mpsc::Receiver<Result<Bytes, Broken>>>,
     left: u64,
-    moved: Arc<AtomicU64>,
+    progress: Arc<Progress>,
+    patience: Duration,
+}
+
+/// How far a body has got.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Counts its pieces.
+    moved: AtomicU64,
+    /// All of it has been taken.
+    over: AtomicBool,
 }
 
 /// The pieces of a body cannot be read to their end.
@@ -229,12 +256,20 @@ pub struct Broken;
 impl Body {
     /// These bytes.
     pub fn whole(bytes: Bytes) -> Self {
-        Self { left: bytes.len() as u64, whole: Some(bytes), pieces: None, moved: Arc::default() }
+        Self::new(bytes.len() as u64, Some(bytes), None)
     }
     /// So many bytes in pieces, and where to put them.
     pub fn pieces(len: u64) -> (mpsc::Sender<Result<Bytes, Broken>>, Self) {
         let (sender, receiver) = mpsc::channel(1);
-        (sender, Self { whole: None, pieces: Some(receiver), left: len, moved: Arc::default() })
+        (sender, Self::new(len, None, Some(receiver)))
+    }
+    fn new(left: u64, whole: Option<Bytes>, pieces: Option<mpsc::Receiver<Result<Bytes, Broken>>>) -> Self {
+        let progress = Progress { over: AtomicBool::new(left == 0), ..Progress::default() };
+        Self { whole, pieces, left, progress: Arc::new(progress), patience: STALLED }
+    }
+    /// The same, whose answer may take longer than [`STALLED`].
+    pub fn patient(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 }
 
@@ -248,10 +283,11 @@ impl http_body::Body for Body {
             (_, None) => None,
             (_, Some(pieces)) => std::task::ready!(pieces.poll_next_unpin(cx)),
         };
-        self.moved.fetch_add(1, Ordering::Relaxed);
+        self.progress.moved.fetch_add(1, Ordering::Relaxed);
         Poll::Ready(match next {
             Some(Ok(bytes)) => {
                 self.left = self.left.saturating_sub(bytes.len() as u64);
+                self.progress.over.store(self.left == 0, Ordering::Relaxed);
                 Some(Ok(Frame::data(bytes)))
             }
             Some(Err(broken)) => Some(Err(broken)),
@@ -317,6 +353,7 @@ pub async fn serve(mut calls: mpsc::UnboundedReceiver<Call>) {
 #[cfg(test)]
 mod tests {
     use http_body::Body as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
 
@@ -341,6 +378,58 @@ mod tests {
         check("http://host/", Some(&empty), Err("no use"));
         check("https://host/", Some(&empty), Err("there are none"));
         check("https://host/", Some(Path::new("/absent.pem")), Err("/absent.pem"));
+    }
+
+    /// A server that answers the first request on each connection so, this long after its head came, and reads no more.
+    async fn server(answer: &'static str, after: Duration) -> (Endpoint, Uri) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri: Uri = format!("http://{}/b/k", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = Vec::new();
+                while !head.windows(4).any(|w| w == b"\r\n\r\n") {
+                    if stream.read_buf(&mut head).await.unwrap_or(0) == 0 {
+                        break;
+                    }
+                }
+                tokio::time::sleep(after).await;
+                // Whoever asked may be gone.
+                let _ = stream.write_all(answer.as_bytes()).await;
+                open.push(stream);
+            }
+        });
+        (Endpoint::new(&uri, None).unwrap(), uri)
+    }
+
+    fn put(uri: &Uri) -> Parts {
+        Request::builder().method(Method::PUT).uri(uri.clone()).body(()).unwrap().into_parts().0
+    }
+
+    #[tokio::test]
+    async fn a_slow_answer_is_waited_for_where_that_was_said() {
+        let (endpoint, uri) = server("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", Duration::from_millis(400)).await;
+        let ask = |patience| endpoint.send(put(&uri), Body::whole(Bytes::from_static(b"x")).patient(patience));
+        let refused = ask(Duration::from_millis(50)).await.unwrap_err();
+        assert!(refused.connected && refused.why.contains("nothing moved"), "{refused}");
+        assert_eq!(ask(Duration::from_secs(30)).await.unwrap().status, 200);
+    }
+
+    #[tokio::test]
+    async fn a_connection_with_a_body_that_nobody_reads_is_given_up() {
+        let (endpoint, uri) = server("HTTP/1.1 403 X\r\ncontent-length: 0\r\n\r\n", Duration::ZERO).await;
+        for _ in 0..3 {
+            let (mut pieces, body) = Body::pieces(1 << 40);
+            let feed = async {
+                let piece = Bytes::from(vec![0; 1 << 20]);
+                while futures_util::SinkExt::send(&mut pieces, Ok(piece.clone())).await.is_ok() {}
+            };
+            let asked = endpoint.send(put(&uri), body.patient(Duration::from_secs(30)));
+            let (reply, ()) = tokio::time::timeout(Duration::from_secs(30), futures_util::future::join(asked, feed))
+                .await
+                .expect("both ends end");
+            assert_eq!(reply.unwrap().status, 403);
+        }
     }
 
     #[tokio::test]

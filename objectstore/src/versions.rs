@@ -105,10 +105,23 @@ pub fn marker_refused(which: Which, marker: &Object) -> Error {
     Error { headers: Some(Box::new(headers)), ..Error::from(kind) }
 }
 
-/// Gives a new version the bucket's default retention where it came without one.
-fn retain(bucket: &Bucket, new: &mut Object) {
+/// Gives a new version the bucket's default retention, from this moment on, where it came without one.
+fn retain(bucket: &Bucket, new: &mut Object, from: UnixMicros) {
     if let (Some(lock), None, false) = (&bucket.lock, new.lock.retention, new.marker) {
-        new.lock.retention = lock.default.map(|(mode, period)| Retention { mode, until: period.after(new.modified) });
+        new.lock.retention = lock.default.map(|(mode, period)| Retention { mode, until: period.after(from) });
+    }
+}
+
+/// Refuses a replica where versions are not kept: it would take the place of what is there, and a delete marker delete it.
+///
+/// # Errors
+/// `InvalidRequest`.
+pub fn check_takes_replicas(versioning: Versioning) -> Result<()> {
+    match versioning {
+        Versioning::Enabled => Ok(()),
+        Versioning::Never | Versioning::Suspended => {
+            Err(Error::new(Kind::InvalidRequest, "Versioning must be enabled on a bucket that is to take replicas."))
+        }
     }
 }
 
@@ -162,10 +175,13 @@ impl<B: BulkStore> Core<B> {
         let Spot { bucket, key, .. } = spot;
         (new.version, new.null_at) = (None, None);
         new.replication = spot.replica.map(|_| Replication::Replica);
-        let kept_id = match spot.replica.filter(|_| bucket.versioning == Versioning::Enabled) {
+        let kept_id = match spot.replica {
             None => None,
             // Whoever asked has looked whether it is there; it may have come since.
-            Some(id) => Some(self.replica(bucket.id, key, id).await?.err().ok_or(Kind::ConditionalRequestConflict)?),
+            Some(id) => {
+                check_takes_replicas(bucket.versioning)?;
+                Some(self.replica(bucket.id, key, id).await?.err().ok_or(Kind::ConditionalRequestConflict)?)
+            }
         };
         if let Some(id) = kept_id {
             new.modified = id.time();
@@ -202,7 +218,8 @@ impl<B: BulkStore> Core<B> {
                 }
             }
         }
-        retain(bucket, new);
+        // A replica's time is its version's, which may be long ago.
+        retain(bucket, new, if kept_id.is_some() { self.now() } else { new.modified });
         if bucket.versioning == Versioning::Enabled {
             new.version = Some(kept_id.unwrap_or_else(|| DataId::new(new.modified, rand::random())));
         }
@@ -216,7 +233,7 @@ impl<B: BulkStore> Core<B> {
     fn slip_under(&self, change: &mut Change, spot: Spot<'_>, id: DataId, new: &mut Object) -> Result<()> {
         let store_key = keys::version(spot.bucket.id, spot.key.as_bytes(), id.time());
         new.version = Some(id);
-        retain(spot.bucket, new);
+        retain(spot.bucket, new, self.now());
         change.amount += Amount::of(new);
         change.batch.checks.push((store_key.clone(), None));
         change.batch.puts.push((store_key, new.encode()));

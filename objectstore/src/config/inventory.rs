@@ -3,6 +3,7 @@
 //! A bucket has up to 1,000, each with an id; they are kept together, as one document of `InventoryConfiguration` elements.
 
 use crate::error::{Error, Kind, Result};
+use crate::ops::encryption::check_key_id;
 use crate::record::Holder;
 use crate::xml::{Element, Out};
 
@@ -150,8 +151,12 @@ fn read(e: &Element) -> Result<Inventory> {
 /// # Errors
 /// As [`one`]; `InvalidArgument` for another id, `TooManyConfigurations`.
 pub fn put(kept: Option<&[u8]>, id: &str, document: &[u8]) -> Result<String> {
-    if one(document)?.id != id {
+    let inventory = one(document)?;
+    if inventory.id != id {
         return Err(invalid("The Id of the configuration is not the id that the request names."));
+    }
+    if let Some(Holder::Service(key)) = &inventory.encryption {
+        check_key_id(key)?;
     }
     let mut all = kept.map(elements).transpose()?.unwrap_or_default();
     all.retain(|e| e.text_of("Id") != Some(id));
@@ -250,6 +255,9 @@ mod tests {
         ] {
             assert_eq!(one(text.as_bytes()).unwrap_err().kind, want, "{text}");
         }
+        let kms = format!("<Encryption><SSE-KMS><KeyId>{}</KeyId></SSE-KMS></Encryption>", "k".repeat(2_049));
+        let long = document("a", "CSV", "").replace("<Prefix>p</Prefix>", &kms);
+        assert_eq!(put(None, "a", long.as_bytes()).unwrap_err().kind, Kind::InvalidArgument);
         assert_eq!(put(None, "b", document("a", "CSV", "").as_bytes()).unwrap_err().kind, Kind::InvalidArgument);
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 
 use crate::error::{Error, Kind, Result};
+use crate::ops::encryption::check_key_id;
 use crate::ops::put::STORAGE_CLASSES;
 use crate::record::{Holder, Object};
 use crate::xml::{Element, Out};
@@ -288,9 +289,11 @@ fn arn_parts(arn: &str) -> Option<(Option<String>, String)> {
 /// The document as it is kept and answered: as it came, with names for rules that have none.
 ///
 /// # Errors
-/// As [`parse`].
+/// As [`parse`]; `InvalidArgument` for the id of a key that cannot be one.
 pub fn canonical(document: &[u8]) -> Result<String> {
-    parse(document)?;
+    for id in parse(document)?.rules.iter().filter_map(|rule| rule.kms_key.as_ref()) {
+        check_key_id(id)?;
+    }
     let root = Element::parse(document, "ReplicationConfiguration")?;
     Ok(Out::document("ReplicationConfiguration", |out| {
         for child in &root.children {
@@ -390,6 +393,18 @@ mod tests {
             ),
         ] {
             assert_eq!(one(&inner).unwrap_err().kind, want, "{inner}");
+        }
+        let sealed = |key: &str| {
+            let criteria = "<SourceSelectionCriteria><SseKmsEncryptedObjects><Status>Enabled</Status></SseKmsEncryptedObjects></SourceSelectionCriteria>";
+            let key = format!(
+                "<EncryptionConfiguration><ReplicaKmsKeyID>{key}</ReplicaKmsKeyID></EncryptionConfiguration></Destination>"
+            );
+            one(&second("", &format!("{criteria}{}", TO.replace("</Destination>", &key)))).map_err(|e| e.kind)
+        };
+        let id = "arn:aws:kms:us-east-1:000000000001:key/k";
+        assert_eq!(sealed(id).unwrap().kms_key.as_deref(), Some(id));
+        for key in ["", "a b", "a\r\nx-amz-acl: public-read", &"k".repeat(2_049)] {
+            assert_eq!(sealed(key).unwrap_err(), Kind::InvalidArgument, "{key:.40}");
         }
         let two = |a: &str, b: &str| {
             let rules = format!("<Rule>{a}</Rule><Rule>{b}</Rule>");

@@ -20,7 +20,7 @@ use crate::notify::{Event, LIFECYCLE};
 use crate::ops::condition::WriteConditions;
 use crate::ops::put::{Target, check_key, replace};
 use crate::record::{Bucket, Object, Versioning};
-use crate::versions::{Spot, Which};
+use crate::versions::{Spot, Which, check_takes_replicas};
 
 /// Keys in one DeleteObjects.
 const KEYS_MAX: usize = 1_000;
@@ -134,6 +134,9 @@ pub async fn remove<B: BulkStore>(
     bypass: bool,
 ) -> Result<Done> {
     for _ in 0..RETRIES {
+        if target.caller.leave.replica.is_some() {
+            check_takes_replicas(bucket.value.versioning)?;
+        }
         let (mut change, done, object) = match (which, bucket.value.versioning) {
             (Which::Current, Versioning::Enabled | Versioning::Suspended) => {
                 let old = core.object(bucket.value.id, target.key).await?;
@@ -185,6 +188,7 @@ pub async fn remove<B: BulkStore>(
                 }
                 let mut change = Change::default();
                 core.take_away(&mut change, bucket.value.id, target.key, &at).await?;
+                core.unqueue_replication(&mut change, (target.bucket, target.key), &at.seen.value).await?;
                 (change, Done { marker: at.seen.value.marker, version_id }, at.seen.value)
             }
         };

@@ -99,14 +99,23 @@ impl Asked {
     }
 }
 
+/// Checks the id of a key of the key service: 1 to 2,048 visible ASCII characters.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub fn check_key_id(id: &str) -> Result<()> {
+    if id.is_empty() || id.len() > 2_048 || id.bytes().any(|b| !b.is_ascii_graphic()) {
+        return Err(wrong("The key id is not valid."));
+    }
+    Ok(())
+}
+
 fn holder(kind: Option<&str>, key_id: Option<&str>) -> Result<Holder> {
     match (kind, key_id) {
         (Some(ServerSideEncryption::AES256), None) => Ok(Holder::Walrus),
         (Some(ServerSideEncryption::AWS_KMS), id) => {
             let id = id.filter(|i| !i.is_empty()).unwrap_or(DEFAULT_KEY);
-            if id.len() > 2_048 || id.bytes().any(|b| !b.is_ascii_graphic()) {
-                return Err(wrong("The key id is not valid."));
-            }
+            check_key_id(id)?;
             Ok(Holder::Service(id.to_owned()))
         }
         (Some(ServerSideEncryption::AES256) | None, Some(_)) => Err(wrong(

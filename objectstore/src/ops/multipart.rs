@@ -34,6 +34,7 @@ use crate::ops::{copy, tagging};
 use crate::reclaim::close_upload;
 use crate::record::{Bucket, Data, Part, Upload};
 use crate::usage::Amount;
+use crate::versions::check_takes_replicas;
 
 /// CreateMultipartUpload.
 pub async fn create_multipart_upload<B: BulkStore>(
@@ -77,6 +78,9 @@ pub async fn create_multipart_upload<B: BulkStore>(
     let record = upload.encode();
     for _ in 0..RETRIES {
         let bucket = core.bucket_to_fill(caller, &input.bucket, input.expected_bucket_owner.as_deref()).await?;
+        if upload.replica.is_some() {
+            check_takes_replicas(bucket.value.versioning)?;
+        }
         let id = core.fresh_id();
         let batch = Batch::new()
             .check(keys::bucket(&input.bucket), Some(bucket.raw.clone()))

@@ -21,7 +21,7 @@ use crate::ops::get::{ChecksumFields, etag};
 use crate::ops::tagging;
 use crate::record::{Bucket, Headers, Object};
 use crate::usage::Amount;
-use crate::versions::Spot;
+use crate::versions::{Spot, check_takes_replicas};
 
 /// User metadata's limit, names and values together.
 const METADATA_MAX: usize = 2 << 10;
@@ -38,6 +38,9 @@ pub async fn put_object<B: BulkStore>(
     check_key(&input.key)?;
     // Before a byte is read: who may, and is there a bucket.
     let bucket = core.bucket_to_fill(caller, &input.bucket, input.expected_bucket_owner.as_deref()).await?;
+    if caller.leave.replica.is_some() {
+        check_takes_replicas(bucket.value.versioning)?;
+    }
     let attributes = object_headers(&headers, input.metadata.as_ref(), input.expires.as_ref())?;
     let tags = tagging::of_header(input.tagging.as_deref())?;
     let lock = lock_asked!(input, &bucket.value, core.now())?;

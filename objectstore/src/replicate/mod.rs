@@ -5,7 +5,7 @@
 //! ```
 //!
 //! One entry is one destination's; it names the version, whose record is read when it is carried, so what is sent is always
-//! the latest. It goes in the commit that settles the version's status: a crash in between carries it again, and a replica
+//! the latest, and one entry does for many changes. It goes in the commit that settles the version's status: a crash in between carries it again, and a replica
 //! that is there already stays as it is. A destination that does not answer rests, longer each time, and holds up nobody
 //! else; an entry that does not get through is put back for later, and one that is refused given up after [`ATTEMPTS`].
 //!
@@ -14,14 +14,19 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`queue`] | what waits: entries, counts |
+//! | [`slots`] | whose turn it is |
 //! | [`local`] | into a bucket of this Walrus |
 //! | [`remote`] | to another S3 server |
 
 pub mod local;
+pub mod queue;
 pub mod remote;
+mod slots;
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+pub use queue::{Entry, Queue, Queued, What};
+
+use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -35,14 +40,15 @@ use crate::access::{Facts, Leave};
 use crate::buckets::Known;
 use crate::change::Change;
 use crate::config::replication::Rule;
-use crate::core::{Caller, Core, CoreRef, RETRIES};
+use crate::core::{Caller, CoreRef, RETRIES};
 use crate::error::{Error, Kind, Result};
 use crate::keys::{self, BucketId, DataId};
 use crate::notify::{Event, REPLICATION};
-use crate::record::codec::{Damage, Fields, Writer, array, number, text, unknown, wanted};
-use crate::record::{Object, Replication};
+use crate::record::Object;
 use crate::scrub::report::Place;
-use crate::versions::{Spot, Which};
+use crate::versions::Which;
+
+use slots::Slots;
 
 /// Says that an upload or a delete marker is a replica of the version with this id; a karri's own header, which takes the
 /// permission `s3:ReplicateObject`.
@@ -54,8 +60,6 @@ pub const ATTEMPTS: u32 = 6;
 const PAGE: usize = 64;
 /// Changes on their way to one destination at once.
 const AT_ONCE: usize = 4;
-/// Destinations that are worked for at once.
-const DESTINATIONS: usize = 32;
 /// Pauses of a destination that does not answer: from, to.
 const REST: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// The pause after an entry's first refusal, four times as long after each; the longest.
@@ -68,138 +72,6 @@ const LATER_MAX: u64 = 2 * 3600 * 1_000_000;
 /// True for an id that some Walrus may have given to a version: not from before 2001, nor from after tomorrow.
 pub fn is_plausible(id: DataId, now: UnixMicros) -> bool {
     (1_000_000_000_000_000..now.0.saturating_add(86_400_000_000)).contains(&id.time().0)
-}
-
-/// What of a version changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
-    /// It is new.
-    Version,
-    /// Its tags, list, retention or hold.
-    Settings,
-}
-
-/// `R`: a change that a destination is to get.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// The bucket's number.
-    pub bucket: BucketId,
-    /// Its name.
-    pub name: String,
-    /// The object's key.
-    pub key: String,
-    /// The version.
-    pub version: DataId,
-    /// What changed.
-    pub what: What,
-    /// The rule's name.
-    pub rule: String,
-    /// When it changed.
-    pub since: UnixMicros,
-    /// Bytes to send.
-    pub size: u64,
-    /// How often it did not get through.
-    pub attempts: u32,
-}
-
-impl Entry {
-    /// As stored.
-    pub fn encode(&self) -> Bytes {
-        let mut w = Writer::new(b'R');
-        w.number(1, self.bucket.0);
-        w.field(2, self.name.as_bytes());
-        w.field(3, self.key.as_bytes());
-        w.field(4, &self.version.0);
-        w.field(5, &[if self.what == What::Version { 1 } else { 2 }]);
-        w.field(6, self.rule.as_bytes());
-        w.number(7, self.since.0);
-        w.number(8, self.size);
-        if self.attempts > 0 {
-            w.number(9, self.attempts.into());
-        }
-        w.finish()
-    }
-    /// From what is stored.
-    ///
-    /// # Errors
-    /// Damage.
-    pub fn decode(record: &[u8]) -> Result<Self, Damage> {
-        let mut fields = Fields::open(b'R', record)?;
-        let (mut bucket, mut name, mut key, mut version, mut what) = (None, None, None, None, None);
-        let (mut rule, mut since, mut size, mut attempts) = (None, None, None, 0);
-        while let Some((tag, bytes)) = fields.pull()? {
-            match tag {
-                1 => bucket = Some(BucketId(number(tag, bytes)?)),
-                2 => name = Some(text(tag, bytes)?),
-                3 => key = Some(text(tag, bytes)?),
-                4 => version = Some(DataId(array(tag, bytes)?)),
-                5 => {
-                    what = Some(match bytes {
-                        [1] => What::Version,
-                        [2] => What::Settings,
-                        _ => return Err(Damage::Field { tag, why: "names no known change" }),
-                    });
-                }
-                6 => rule = Some(text(tag, bytes)?),
-                7 => since = Some(UnixMicros(number(tag, bytes)?)),
-                8 => size = Some(number(tag, bytes)?),
-                9 => attempts = u32::try_from(number(tag, bytes)?).unwrap_or(u32::MAX),
-                _ => unknown(tag)?,
-            }
-        }
-        Ok(Self {
-            bucket: wanted(1, bucket)?,
-            name: wanted(2, name)?,
-            key: wanted(3, key)?,
-            version: wanted(4, version)?,
-            what: wanted(5, what)?,
-            rule: wanted(6, rule)?,
-            since: wanted(7, since)?,
-            size: wanted(8, size)?,
-            attempts,
-        })
-    }
-}
-
-/// What a commit queues: destinations and bytes.
-#[derive(Debug, Default)]
-pub struct Queued(Vec<(String, u64)>);
-
-/// What waits, in memory: numbers for metrics, and a bell.
-#[derive(Debug, Default)]
-pub struct Queue {
-    waiting: Mutex<HashMap<String, (i64, i64)>>,
-    bell: tokio::sync::Notify,
-}
-
-impl Queue {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, (i64, i64)>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-    /// The commit happened.
-    pub fn queued(&self, queued: Queued) {
-        if queued.0.is_empty() {
-            return;
-        }
-        let mut waiting = self.lock();
-        for (to, bytes) in queued.0 {
-            let (entries, sum) = waiting.entry(to).or_default();
-            (*entries, *sum) = (*entries + 1, sum.saturating_add(bytes as i64));
-        }
-        drop(waiting);
-        self.bell.notify_one();
-    }
-    /// An entry is gone; answers what waits still.
-    fn gone(&self, to: &str, bytes: u64) -> (i64, i64) {
-        let mut waiting = self.lock();
-        let Some((entries, sum)) = waiting.get_mut(to) else { return (0, 0) };
-        (*entries, *sum) = ((*entries - 1).max(0), (*sum - bytes as i64).max(0));
-        let left = (*entries, *sum);
-        if left.0 == 0 {
-            waiting.remove(to);
-        }
-        left
-    }
 }
 
 /// Why a change was not carried.
@@ -250,50 +122,6 @@ impl Carried<'_> {
     }
 }
 
-impl<B: BulkStore> Core<B> {
-    /// Adds to a change the entries that a version's rules want, and to the version that they are on their way.
-    pub async fn queue_replication(
-        &self,
-        change: &mut Change,
-        spot: Spot<'_>,
-        object: &mut Object,
-        what: What,
-    ) -> Result<()> {
-        let id = match object.version {
-            Some(id) if object.replication != Some(Replication::Replica) => id,
-            _ => return Ok(()),
-        };
-        let known = self.known(spot.name).await?;
-        let Some(replication) = &known.settings.replication else { return Ok(()) };
-        if spot.ageing {
-            return Ok(());
-        }
-        let rules = replication.meaning(spot.key, object);
-        for rule in &rules {
-            let to = rule.to.id();
-            let size = if what == What::Version { object.size } else { 0 };
-            let entry = Entry {
-                bucket: spot.bucket.id,
-                name: spot.name.to_owned(),
-                key: spot.key.to_owned(),
-                version: id,
-                what,
-                rule: rule.id.clone(),
-                since: self.now(),
-                size,
-                attempts: 0,
-            };
-            let key = keys::replication(&to, entry.since, rand::random());
-            change.batch.puts.push((key, entry.encode()));
-            change.queued.0.push((to, size));
-        }
-        if !rules.is_empty() {
-            object.replication = Some(Replication::more(object.replication, rules.len() as u16));
-        }
-        Ok(())
-    }
-}
-
 /// What entries that go one after another are of: a bucket's key.
 type Of = (BucketId, String);
 
@@ -313,15 +141,14 @@ pub async fn run<B: BulkStore>(core: &CoreRef<B>) {
         tracing::warn!(error = %error, "what waits to be replicated could not be counted");
     }
     let mut resting: HashMap<String, (UnixMicros, Duration)> = HashMap::new();
-    let mut busy: HashSet<String> = HashSet::new();
+    let mut slots = Slots::default();
     let mut working = FuturesUnordered::new();
     loop {
         let now = core.now();
-        let skip = |to: &str| busy.contains(to) || resting.get(to).is_some_and(|(until, _)| *until > now);
-        match waiting(core, skip, DESTINATIONS - working.len()).await {
+        let rests = |to: &str| resting.get(to).is_some_and(|(until, _)| *until > now);
+        match waiting(core, &mut slots, rests).await {
             Ok(found) => {
                 for to in found {
-                    busy.insert(to.clone());
                     working.push(async move {
                         let outcome = page(core, &to, started).await;
                         (to, outcome)
@@ -344,7 +171,7 @@ pub async fn run<B: BulkStore>(core: &CoreRef<B>) {
             }
         };
         let Some((to, outcome)) = ended else { continue };
-        busy.remove(&to);
+        slots.free(&to);
         match outcome {
             Ok(()) => drop(resting.remove(&to)),
             Err(error) => {
@@ -368,15 +195,16 @@ pub async fn run<B: BulkStore>(core: &CoreRef<B>) {
 pub async fn round<B: BulkStore>(core: &CoreRef<B>) -> Result<Vec<(String, String)>> {
     let mut away: Vec<(String, String)> = Vec::new();
     let started = core.now();
+    let mut slots = Slots::default();
     loop {
-        let found = waiting(core, |to| away.iter().any(|(name, _)| name == to), DESTINATIONS).await?;
+        let found = waiting(core, &mut slots, |to| away.iter().any(|(name, _)| name == to)).await?;
         if found.is_empty() {
             return Ok(away);
         }
         for to in found {
-            if let Err(error) = page(core, &to, started).await {
-                away.push((to, error));
-            }
+            let outcome = page(core, &to, started).await;
+            slots.free(&to);
+            away.extend(outcome.err().map(|error| (to, error)));
         }
     }
 }
@@ -385,21 +213,33 @@ fn is_due(at: UnixMicros, now: UnixMicros) -> bool {
     at <= now || at.0 > now.0.saturating_add(LATER_MAX)
 }
 
-/// The destinations that something is due for, by seek: one read each.
-async fn waiting<B: BulkStore>(core: &CoreRef<B>, skip: impl Fn(&str) -> bool, max: usize) -> Result<Vec<String>> {
+/// Gives slots to destinations that something is due for, as far as there are: found by seek, one read each.
+async fn waiting<B: BulkStore>(
+    core: &CoreRef<B>,
+    slots: &mut Slots,
+    rests: impl Fn(&str) -> bool,
+) -> Result<Vec<String>> {
     let now = core.now();
-    let mut range = keys::all(b'R');
     let mut found = Vec::new();
-    while found.len() < max {
-        let Some((key, _)) = core.meta.scan(Scan::new(range.clone(), 1)).await?.pop() else { break };
-        match keys::event_parts(&key) {
-            Some((to, at)) => {
-                range.start = keys::replications_of(&to).end;
-                if is_due(at, now) && !skip(&to) {
-                    found.push(to);
-                }
+    for mut range in slots.ranges() {
+        while !slots.are_taken() {
+            let Some((key, raw)) = core.meta.scan(Scan::new(range.clone(), 1)).await?.pop() else { break };
+            let Some((to, at)) = keys::event_parts(&key) else {
+                range.start = keys::after(&key);
+                continue;
+            };
+            range.start = keys::replications_of(&to).end;
+            if !is_due(at, now) || slots.has(&to) || rests(&to) {
+                continue;
             }
-            None => range.start = keys::after(&key),
+            // Of a bucket that is gone, or a damaged entry: nobody's.
+            let account = match Entry::decode(&raw) {
+                Ok(entry) => core.known(&entry.name).await.map_or(String::new(), |known| known.bucket().owner.clone()),
+                Err(_) => String::new(),
+            };
+            if slots.take(&to, &account) {
+                found.push(to);
+            }
         }
     }
     Ok(found)
@@ -428,12 +268,13 @@ async fn page<B: BulkStore>(core: &CoreRef<B>, to: &str, started: UnixMicros) ->
     let found = core.meta.scan(Scan::new(keys::replications_of(to), PAGE)).await.map_err(|e| e.to_string())?;
     let now = core.now();
     let all_seen = found.len() < PAGE;
-    let mut sum = (0, 0);
+    let (mut sum, mut oldest) = ((0, 0), now);
     let mut order: Vec<Of> = Vec::new();
     let mut groups: HashMap<Of, Vec<(Bytes, Bytes, Entry)>> = HashMap::new();
     for (key, raw) in found {
         let entry = Entry::decode(&raw);
         sum = (sum.0 + 1, sum.1 + entry.as_ref().map_or(0, |entry| entry.size as i64));
+        oldest = oldest.min(entry.as_ref().map_or(now, |entry| entry.since));
         if !keys::event_parts(&key).is_some_and(|(_, at)| is_due(at, now)) {
             continue;
         }
@@ -456,13 +297,16 @@ async fn page<B: BulkStore>(core: &CoreRef<B>, to: &str, started: UnixMicros) ->
     }
     if all_seen {
         // What was counted may be off by commits that were cut off.
-        core.shared.replication.lock().insert(to.to_owned(), sum);
+        let mut waiting = core.shared.replication.lock();
+        if sum.0 == 0 {
+            waiting.remove(to);
+        } else {
+            waiting.insert(to.to_owned(), sum);
+        }
     }
-    if let Some(oldest) = groups.values().flatten().map(|(_, _, entry)| entry.since).min() {
-        let lag = Duration::from_micros(now.0.saturating_sub(oldest.0)).as_secs();
-        let waiting = core.shared.replication.lock().get(to).copied().unwrap_or_default();
-        core.shared.metrics.replication_waiting(to, waiting, Some(lag));
-    }
+    let lag = Duration::from_micros(now.0.saturating_sub(oldest.0)).as_secs();
+    let left = core.shared.replication.lock().get(to).copied().unwrap_or_default();
+    core.shared.metrics.replication_waiting(to, left, Some(lag));
     let work = order.into_iter().filter_map(|group| groups.remove(&group)).map(|entries| async move {
         for (key, raw, entry) in entries {
             one(core, to, (key, raw), entry, started).await?;
@@ -509,9 +353,11 @@ async fn one<B: BulkStore>(
             End::Failed
         }
     };
-    settle(core, stored, &entry, end).await.map_err(|e| e.to_string())?;
-    let left = core.shared.replication.gone(to, entry.size);
-    metrics.replication_waiting(to, left, (left.0 == 0).then_some(0));
+    // Another one in its place is carried again.
+    if settle(core, stored, &entry, end).await.map_err(|e| e.to_string())? {
+        let left = core.shared.replication.gone(to, entry.size);
+        metrics.replication_waiting(to, left, (left.0 == 0).then_some(0));
+    }
     Ok(())
 }
 
@@ -561,8 +407,8 @@ async fn put_back<B: BulkStore>(core: &CoreRef<B>, to: &str, stored: (Bytes, Byt
     }
 }
 
-/// Takes an entry off, and says in the version's record what became of it.
-async fn settle<B: BulkStore>(core: &CoreRef<B>, (key, raw): (Bytes, Bytes), entry: &Entry, end: End) -> Result<()> {
+/// Takes an entry off, and says in the version's record what became of it; false where it is another one by now, or gone.
+async fn settle<B: BulkStore>(core: &CoreRef<B>, (key, raw): (Bytes, Bytes), entry: &Entry, end: End) -> Result<bool> {
     for _ in 0..RETRIES {
         let mut change = Change::from(Batch::new().check(key.clone(), Some(raw.clone())).del(key.clone()));
         let known = match core.known(&entry.name).await {
@@ -586,9 +432,9 @@ async fn settle<B: BulkStore>(core: &CoreRef<B>, (key, raw): (Bytes, Bytes), ent
         match core.commit(change.batch).await {
             Ok(()) => {
                 change.telling.happened();
-                return Ok(());
+                return Ok(true);
             }
-            Err(MetaError::Conflict { key: at }) if at == key => return Ok(()),
+            Err(MetaError::Conflict { key: at }) if at == key => return Ok(false),
             Err(MetaError::Conflict { .. }) => {}
             Err(e) => return Err(e.into()),
         }
@@ -611,29 +457,7 @@ fn system(bucket: &str, replica: Option<DataId>) -> Caller {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_page_s_example_is_what_the_code_writes() {
-        let page = include_str!("../../docs/records.md").split("A change to replicate").nth(1).expect("the example");
-        let block = page.split("```hex\n").nth(1).and_then(|b| b.split("```").next()).expect("a hex block");
-        let digits: String =
-            block.lines().flat_map(|l| l.split('|').next()).collect::<String>().split_whitespace().collect();
-        let entry = Entry {
-            bucket: BucketId(7),
-            name: "bucket".into(),
-            key: "k".into(),
-            version: DataId([0x22; 16]),
-            what: What::Version,
-            rule: "r".into(),
-            since: UnixMicros(1_700_000_000_000_000),
-            size: 5,
-            attempts: 1,
-        };
-        assert_eq!(hex::encode(entry.encode()), digits);
-        assert_eq!(Entry::decode(&entry.encode()).unwrap(), entry);
-        let first = Entry { attempts: 0, what: What::Settings, ..entry };
-        assert_eq!(Entry::decode(&first.encode()).unwrap(), first);
-    }
+    use crate::record::Replication;
 
     #[test]
     fn states_of_a_version() {

@@ -5,11 +5,15 @@
 //! twice. Others give their own ids: there changes of a key go in order, and a version that was refused and is no longer
 //! current is given up rather than put on top of newer ones.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::{Either, select};
 use futures_util::{SinkExt, StreamExt};
 use http::{Method, StatusCode};
 use karri_base::aws::s3::S3;
@@ -26,7 +30,7 @@ use crate::crypt::Secret;
 use crate::digest::{self, Algorithm, Checksum};
 use crate::ops::condition::http_date;
 use crate::ops::get::pieces;
-use crate::outbound::{Body, Broken, Endpoint, Outbound, Reply, Unanswered};
+use crate::outbound::{Body, Broken, Endpoint, Outbound, Reply, STALLED, Unanswered};
 use crate::record::{Data, Holder, Manifest, Object, Part};
 use crate::xml::{Element, Out};
 
@@ -40,10 +44,37 @@ pub struct Remote {
     /// Accounts whose buckets may name it; all where it is empty.
     pub accounts: Vec<String>,
     /// It is a Walrus: it has kept a version's id.
-    pub keeps_ids: AtomicBool,
+    keeps_ids: AtomicBool,
+    /// Buckets that kept versions when they were asked, and when.
+    versioned: Mutex<HashMap<String, UnixMicros>>,
 }
 
 impl Remote {
+    /// A server, not yet asked anything.
+    pub fn new(s3: S3, endpoint: Endpoint, accounts: Vec<String>) -> Self {
+        let (keeps_ids, versioned) = (AtomicBool::new(false), Mutex::default());
+        Self { s3, endpoint: Arc::new(endpoint), accounts, keeps_ids, versioned }
+    }
+    fn versioned(&self) -> MutexGuard<'_, HashMap<String, UnixMicros>> {
+        self.versioned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// Notes whether a bucket keeps versions.
+    fn set_versioned(&self, bucket: &str, now: Option<UnixMicros>) {
+        let mut versioned = self.versioned();
+        let Some(now) = now else {
+            versioned.remove(bucket);
+            return;
+        };
+        if versioned.len() >= VERSIONED_MAX {
+            versioned.clear();
+        }
+        versioned.insert(bucket.to_owned(), now);
+    }
+    /// True where a bucket kept versions a moment ago.
+    fn is_versioned(&self, bucket: &str, now: UnixMicros) -> bool {
+        let asked = self.versioned().get(bucket).copied();
+        asked.is_some_and(|at| at <= now && now.0 - at.0 < VERSIONED.as_micros() as u64)
+    }
     /// True where buckets of this account may name it.
     pub fn serves(&self, account: &str) -> bool {
         self.accounts.iter().any(|a| a == account)
@@ -61,6 +92,13 @@ struct To<'a, B: BulkStore> {
 /// The checksum that S3 makes where none is asked for; servers that do not know it would refuse it.
 const DEFAULT_SUM: &str = "x-amz-checksum-crc64nvme";
 
+/// For so long a bucket is believed to keep versions.
+const VERSIONED: Duration = Duration::from_secs(60);
+/// Buckets that this is known of.
+const VERSIONED_MAX: usize = 1_000;
+/// How long a server may take to put an object together from its parts.
+const COMPLETING: Duration = Duration::from_secs(900);
+
 /// A request's query and headers.
 type Pairs<'a> = &'a [(&'a str, &'a str)];
 
@@ -75,6 +113,7 @@ pub async fn carry<B: BulkStore>(core: &CoreRef<B>, name: &str, carried: &Carrie
         return Err(Trouble::Refused(format!("there is no remote {name:?} any more")));
     };
     let to = To { core, remote, outbound, carried };
+    to.keeps_versions().await?;
     if carried.entry.what == What::Settings {
         return to.settings().await;
     }
@@ -104,8 +143,48 @@ impl<B: BulkStore> To<'_, B> {
         }
     }
 
+    /// Makes sure that the bucket keeps versions. In one that does not, a replica would take the place of what is there, and a
+    /// delete marker would delete it for good: so nothing is sent there.
+    async fn keeps_versions(&self) -> Result<(), Trouble> {
+        let (bucket, now) = (&self.carried.rule.to.bucket, self.core.now());
+        // A Walrus refuses replicas itself. Of others it is asked right before each deletion.
+        let believed = !self.carried.object.marker || self.remote.keeps_ids.load(Ordering::Relaxed);
+        if believed && self.remote.is_versioned(bucket, now) {
+            return Ok(());
+        }
+        let query = [("versioning", "")];
+        let parts = self.remote.s3.request(Method::GET, bucket, None, &query, &[], Payload::Bytes(b""), now);
+        let parts = parts.map_err(Trouble::Refused)?;
+        let reply = checked(self.outbound.ask(&self.remote.endpoint, parts, Body::whole(Bytes::new())).await);
+        let refused = |why: &str| {
+            Trouble::Refused(format!("versioning must be enabled on the remote's bucket {bucket:?}, and {why}"))
+        };
+        let kept = match reply {
+            Ok(reply) => match Element::parse(&reply.body, "VersioningConfiguration") {
+                Ok(e) if e.text_of("Status") == Some("Enabled") => Ok(()),
+                Ok(_) => Err(refused("it is not")),
+                Err(_) => Err(refused("what the remote says of it is not understood")),
+            },
+            Err(Trouble::Refused(why)) => Err(refused(&format!("whether it is the remote does not say: {why}"))),
+            Err(other) => Err(other),
+        };
+        self.remote.set_versioned(bucket, kept.is_ok().then_some(now));
+        kept
+    }
+
     /// Sends a request with this body.
     async fn ask(&self, method: Method, query: Pairs<'_>, headers: Pairs<'_>, body: Bytes) -> Result<Reply, Trouble> {
+        self.ask_patiently(method, query, headers, body, STALLED).await
+    }
+
+    async fn ask_patiently(
+        &self,
+        method: Method,
+        query: Pairs<'_>,
+        headers: Pairs<'_>,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<Reply, Trouble> {
         let sum = digest::base64(&digest::md5(&body));
         let mut headers = headers.to_vec();
         if !body.is_empty() {
@@ -113,7 +192,7 @@ impl<B: BulkStore> To<'_, B> {
         }
         let payload = Payload::Bytes(&body);
         let parts = self.head(method, query, &headers, payload)?;
-        checked(self.outbound.ask(&self.remote.endpoint, parts, Body::whole(body.clone())).await)
+        checked(self.outbound.ask(&self.remote.endpoint, parts, Body::whole(body.clone()).patient(patience)).await)
     }
 
     fn head(
@@ -152,9 +231,11 @@ impl<B: BulkStore> To<'_, B> {
             None
         };
         let asked = self.outbound.ask(&self.remote.endpoint, parts, body);
-        match futures_util::future::join(feed, asked).await {
-            (Some(error), _) => Err(Trouble::Refused(format!("the version cannot be read: {error}"))),
-            (None, reply) => checked(reply),
+        // Either may end first: the data that cannot be read, the server that answers before it has taken it all.
+        match select(pin!(feed), pin!(asked)).await {
+            Either::Left((Some(error), _)) => Err(Trouble::Refused(format!("the version cannot be read: {error}"))),
+            Either::Left((None, asked)) => checked(asked.await),
+            Either::Right((reply, _)) => checked(reply),
         }
     }
 
@@ -238,13 +319,21 @@ impl<B: BulkStore> To<'_, B> {
             etags.push(etag.ok_or_else(|| Trouble::Away("the remote took a part without an ETag".into()))?.to_owned());
             start += part.size;
         }
-        let document = complete(&manifest.parts, &etags, sums);
-        let reply = self.ask(Method::POST, &[("uploadId", id)], &[], document.into()).await?;
-        // S3 may say 200 first and what went wrong then.
-        if Element::parse(&reply.body, "Error").is_ok() {
-            return Err(Trouble::Away(format!("completing the upload: {}", said(&reply))));
+        let document = complete(&manifest.parts, &etags, sums).into();
+        let query = [("uploadId", id)];
+        let completed = match self.ask_patiently(Method::POST, &query, &[], document, COMPLETING).await {
+            // S3 may say 200 first and what went wrong then.
+            Ok(reply) if Element::parse(&reply.body, "Error").is_ok() => {
+                Err(judged(StatusCode::INTERNAL_SERVER_ERROR, &reply))
+            }
+            other => other,
+        };
+        match completed {
+            Ok(reply) => self.notice(&reply),
+            // It may have been completed all the same; sending all of it again would end no better.
+            Err(Trouble::Later(_)) if matches!(self.is_there().await, Ok(true)) => {}
+            Err(trouble) => return Err(trouble),
         }
-        self.notice(&reply);
         Ok(())
     }
 
@@ -291,6 +380,12 @@ impl<B: BulkStore> To<'_, B> {
 
 /// The answer, if it is one of success.
 fn checked(reply: Result<Reply, Unanswered>) -> Result<Reply, Trouble> {
+    let reply = reply.map_err(|e| if e.connected { Trouble::Later(e.why) } else { Trouble::Away(e.why) })?;
+    if reply.status.is_success() { Ok(reply) } else { Err(judged(reply.status, &reply)) }
+}
+
+/// What an answer means that is not one of success, as if it had this status.
+fn judged(status: StatusCode, reply: &Reply) -> Trouble {
     /// What is not about the one object: the whole destination is not as it must be.
     const OF_ALL: [&str; 7] = [
         "InvalidAccessKeyId",
@@ -301,32 +396,21 @@ fn checked(reply: Result<Reply, Unanswered>) -> Result<Reply, Trouble> {
         "NoSuchBucket",
         "AuthorizationHeaderMalformed",
     ];
-    let reply = reply.map_err(|e| if e.connected { Trouble::Later(e.why) } else { Trouble::Away(e.why) })?;
-    if reply.status.is_success() {
-        return Ok(reply);
-    }
-    let text = said(&reply);
-    let passing = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(&reply.status);
-    // The body broke off on our side, or on the way.
-    let broken = text.contains("IncompleteBody") || text.contains("RequestTimeout");
-    let of_all = OF_ALL.iter().any(|code| text.contains(code));
-    match reply.status {
-        _ if of_all => Err(Trouble::Away(text)),
-        _ if broken => Err(Trouble::Later(text)),
-        StatusCode::INTERNAL_SERVER_ERROR => Err(Trouble::Later(text)),
-        StatusCode::NOT_IMPLEMENTED => Err(Trouble::Refused(text)),
-        status if status.is_client_error() && !passing => Err(Trouble::Refused(text)),
-        _ => Err(Trouble::Away(text)),
-    }
-}
-
-/// What an answer says: status, code, message.
-fn said(reply: &Reply) -> String {
     let error = Element::parse(&reply.body, "Error").ok();
-    let text = |name| error.as_ref().and_then(|e: &Element| e.text_of(name)).unwrap_or_default().to_owned();
-    let mut message = text("Message");
-    message.truncate(message.floor_char_boundary(200));
-    format!("{} {} {message}", reply.status.as_u16(), text("Code")).trim_end().to_owned()
+    let part = |name| error.as_ref().and_then(|e: &Element| e.text_of(name)).unwrap_or_default();
+    let (code, message) = (part("Code"), part("Message"));
+    let message = &message[..message.floor_char_boundary(200)];
+    let text = format!("{} {code} {message}", reply.status.as_u16()).trim_end().to_owned();
+    let passing = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(&status);
+    match status {
+        _ if OF_ALL.contains(&code) => Trouble::Away(text),
+        // The body broke off on our side, or on the way.
+        _ if ["IncompleteBody", "RequestTimeout"].contains(&code) => Trouble::Later(text),
+        StatusCode::INTERNAL_SERVER_ERROR => Trouble::Later(text),
+        StatusCode::NOT_IMPLEMENTED => Trouble::Refused(text),
+        status if status.is_client_error() && !passing => Trouble::Refused(text),
+        _ => Trouble::Away(text),
+    }
 }
 
 fn rfc3339(at: UnixMicros) -> String {
@@ -411,7 +495,9 @@ mod tests {
     #[test]
     fn answers_are_told_apart() {
         let check = |status: u16, code: &str, want: Option<char>| {
-            let body = Bytes::from(format!("<Error><Code>{code}</Code><Message>m</Message></Error>"));
+            // What a message or a key says is no code.
+            let message = "the key NoSuchBucket of SignatureDoesNotMatch: IncompleteBody";
+            let body = Bytes::from(format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>"));
             let status = StatusCode::from_u16(status).unwrap();
             let got = checked(Ok(Reply { status, headers: http::HeaderMap::new(), body }));
             let got = got.err().map(|e| match e {
@@ -437,6 +523,32 @@ mod tests {
             let got = checked(Err(Unanswered { connected, why: "gone".into() }));
             assert_eq!(matches!(got, Err(Trouble::Away(_))), away);
         }
+    }
+
+    #[test]
+    fn what_goes_wrong_after_a_200_is_about_the_one_object() {
+        for (code, away) in [("InternalError", false), ("InvalidPart", false), ("NoSuchBucket", true)] {
+            let body = Bytes::from(format!("<Error><Code>{code}</Code></Error>"));
+            let reply = Reply { status: StatusCode::OK, headers: http::HeaderMap::new(), body };
+            let trouble = judged(StatusCode::INTERNAL_SERVER_ERROR, &reply);
+            assert_eq!(matches!(trouble, Trouble::Away(_)), away, "{code}");
+        }
+    }
+
+    #[test]
+    fn whether_a_bucket_keeps_versions_is_believed_for_a_while() {
+        let key = karri_base::config::AccessKey { access_key_id: "A".into(), secret_access_key: "s".into() };
+        let s3 = S3::new("http://127.0.0.1:1", key, "us-east-1").unwrap();
+        let remote = Remote::new(s3, Endpoint::new(&"http://127.0.0.1:1".parse().unwrap(), None).unwrap(), vec![]);
+        let at = |seconds: u64| UnixMicros(1_700_000_000_000_000 + seconds * 1_000_000);
+        assert!(!remote.is_versioned("b", at(0)));
+        remote.set_versioned("b", Some(at(10)));
+        let believed = [10, 69, 70, 9].map(|seconds| remote.is_versioned("b", at(seconds)));
+        assert_eq!(believed, [true, true, false, false]);
+        remote.set_versioned("b", None);
+        assert!(!remote.is_versioned("b", at(10)));
+        (0..=VERSIONED_MAX).for_each(|n| remote.set_versioned(&n.to_string(), Some(at(0))));
+        assert!(remote.versioned().len() <= VERSIONED_MAX);
     }
 
     #[test]

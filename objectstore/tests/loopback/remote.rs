@@ -1,10 +1,10 @@
 //! Replication to another Walrus over sockets: what arrives is as it was sent; dead remotes and kill -9 lose nothing.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use http::Method;
 use karri_base::aws::s3::S3;
@@ -26,12 +26,9 @@ fn operator(remotes: &[(&str, SocketAddr)]) -> Operator {
     for (name, address) in remotes {
         let url = format!("http://{address}");
         let key = AccessKey { access_key_id: ACCESS.into(), secret_access_key: SECRET.into() };
-        let remote = Remote {
-            s3: S3::new(&url, key, "us-east-1").unwrap(),
-            endpoint: Endpoint::new(&url.parse().unwrap(), None).unwrap().into(),
-            accounts: vec!["000000000000".into()],
-            keeps_ids: false.into(),
-        };
+        let s3 = S3::new(&url, key, "us-east-1").unwrap();
+        let endpoint = Endpoint::new(&url.parse().unwrap(), None).unwrap();
+        let remote = Remote::new(s3, endpoint, vec!["000000000000".into()]);
         operator.remotes.insert((*name).into(), Arc::new(remote));
     }
     operator
@@ -206,4 +203,79 @@ fn nothing_is_lost_by_kill_9_and_nothing_is_there_twice() {
     child.kill().unwrap();
     child.wait().unwrap();
     far.shutdown();
+}
+
+/// A server that says this of its bucket's versioning, and to all else 403, without reading the body, ever; and the requests
+/// that it got.
+fn stub(versioning: &'static str) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind(anywhere()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let requests = seen.clone();
+    std::thread::spawn(move || {
+        let held = Arc::new(Mutex::new(Vec::new()));
+        for stream in listener.incoming().map_while(Result::ok) {
+            let (requests, held) = (requests.clone(), held.clone());
+            std::thread::spawn(move || {
+                let mut reader = BufReader::new(stream);
+                loop {
+                    let (mut request, mut line) = (String::new(), String::new());
+                    if reader.read_line(&mut request).unwrap_or(0) == 0 {
+                        return;
+                    }
+                    while reader.read_line(&mut line).is_ok_and(|n| n > 2) {
+                        line.clear();
+                    }
+                    let asks = request.contains("?versioning");
+                    requests.lock().unwrap().push(request);
+                    let (status, body) = match asks {
+                        true => (200, versioning),
+                        false => (403, "<Error><Code>AccessDenied</Code></Error>"),
+                    };
+                    let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                    if reader.get_mut().write_all(answer.as_bytes()).is_err() {
+                        return;
+                    }
+                    if !asks {
+                        held.lock().unwrap().push(reader);
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (address, seen)
+}
+
+#[test]
+fn a_remote_that_keeps_no_versions_gets_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (far, seen) = stub("<VersioningConfiguration/>");
+    let Some(near) = start(dir.path(), &[("far", far)]) else { return };
+    let mut c = Client::connect(near.local_addr()).unwrap();
+    make(&mut c, "bucket");
+    rules(&mut c, "bucket", &["far"]);
+    c.put("bucket/far/k", b"x").unwrap().ok();
+    c.delete("bucket/far/k").unwrap().ok();
+    until("it is asked, and asked again", || seen.lock().unwrap().len() >= 4);
+    let seen = seen.lock().unwrap().clone();
+    assert!(seen.iter().all(|line| line.starts_with("GET /bucket?versioning")), "{seen:?}");
+    near.shutdown();
+}
+
+#[test]
+fn a_remote_that_answers_before_it_has_read_holds_up_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (far, seen) = stub("<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>");
+    let Some(near) = start(dir.path(), &[("far", far)]) else { return };
+    let mut c = Client::connect(near.local_addr()).unwrap();
+    make(&mut c, "bucket");
+    rules(&mut c, "bucket", &["far"]);
+    let was_put =
+        |key: &str| seen.lock().unwrap().iter().any(|line| line.starts_with(&format!("PUT /bucket/far/{key} ")));
+    c.put("bucket/far/large", &data(1, 16 << 20)).unwrap().ok();
+    until("the large one is on its way", || was_put("large"));
+    c.put("bucket/far/small", b"x").unwrap().ok();
+    until("the small one goes after it", || was_put("small"));
+    near.shutdown();
 }

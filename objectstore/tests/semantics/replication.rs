@@ -164,7 +164,7 @@ fn replicas_are_as_their_versions() {
         w.put("/source/small?tagging", tags).await.ok();
         assert_eq!(status(&w, "/source/small").await, "PENDING");
         w.req("PUT", "/source/small?acl").header("x-amz-acl", "public-read").send().await.ok();
-        assert_eq!(waiting(&w), 2);
+        assert_eq!(waiting(&w), 1, "one entry for both");
         replicated(&w).await;
         assert_equal(&w, "small", "source", "target").await;
         assert_eq!(w.get("/target/small?tagging").await.ok().all("Value"), ["d"]);
@@ -359,5 +359,118 @@ fn who_says_that_it_is_a_replica_must_be_allowed_to() {
         w.req("PUT", "/target/k").by("AK2").body("x").send().await.ok();
         let put = w.req("PUT", "/target/k").by("AK2").header("x-amz-karri-replica", id(now.0 - 9)).body("x");
         put.send().await.is(403, "AccessDenied");
+    });
+}
+
+const TAGGING: &str = "<Tagging><TagSet><Tag><Key>n</Key><Value>0</Value></Tag></TagSet></Tagging>";
+
+fn tags(n: usize) -> String {
+    TAGGING.replace('0', &n.to_string())
+}
+
+#[test]
+fn what_waits_grows_with_the_versions_and_not_with_the_requests() {
+    run(|| async {
+        let w = walrus(&["source", "target"]).await;
+        w.put("/source?replication", rules(&rule("r", "", "Enabled", &bucket("target")))).await.ok();
+        w.put("/source/k", "x").await.ok();
+        for n in 0..50 {
+            w.put("/source/k?tagging", tags(n)).await.ok();
+        }
+        assert_eq!(waiting(&w), 2, "the version and its settings");
+        replicated(&w).await;
+        assert_eq!((waiting(&w), status(&w, "/source/k").await.as_str()), (0, "COMPLETED"));
+        assert_eq!(w.get("/target/k?tagging").await.ok().all("Value"), ["49"]);
+        // Versions that go before they were sent leave nothing behind.
+        for _ in 0..20 {
+            let put = w.put("/source/brief", "x").await.ok();
+            w.put("/source/brief?tagging", tags(1)).await.ok();
+            let marker = w.req("DELETE", "/source/brief").send().await.ok();
+            for id in [put.header("x-amz-version-id"), marker.header("x-amz-version-id")] {
+                w.req("DELETE", &format!("/source/brief?versionId={id}")).send().await.ok();
+            }
+        }
+        assert_eq!(waiting(&w), 0);
+        replicated(&w).await;
+        assert_eq!(w.get("/target?versions").await.ok().all("VersionId").len(), 1);
+    });
+}
+
+#[test]
+fn a_change_while_another_one_is_carried_is_carried_too() {
+    run(|| async {
+        let w = walrus(&["source", "target"]).await;
+        w.put("/source?replication", rules(&rule("r", "", "Enabled", &bucket("target")))).await.ok();
+        w.put("/source/k", data(70_000)).await.ok();
+        let change = async {
+            for n in 0..200 {
+                w.put("/source/k?tagging", tags(n)).await.ok();
+            }
+        };
+        let carry = async {
+            for _ in 0..50 {
+                assert_eq!(replicate::round(&w.core).await.unwrap(), []);
+                karri_engine::sleep(std::time::Duration::from_micros(50)).await;
+            }
+        };
+        futures_util::future::join(change, carry).await;
+        replicated(&w).await;
+        assert_eq!((waiting(&w), status(&w, "/source/k").await.as_str()), (0, "COMPLETED"));
+        assert_eq!(w.get("/target/k?tagging").await.ok().all("Value"), ["199"]);
+    });
+}
+
+#[test]
+fn replicas_go_only_where_versions_are_kept() {
+    run(|| async {
+        let w = walrus(&["suspended"]).await;
+        w.put("/suspended?versioning", ON.replace("Enabled", "Suspended")).await.ok();
+        w.put("/never", "").await.ok();
+        let now = karri_base::clock::SystemClock.now();
+        let id = format!("{:016x}{:016x}", now.0, 7);
+        for bucket in ["suspended", "never"] {
+            let target = format!("/{bucket}/k");
+            w.put(&target, "theirs").await.ok();
+            for (method, target) in [("PUT", &target), ("DELETE", &target), ("POST", &format!("{target}?uploads"))] {
+                let asked = w.req(method, target).header("x-amz-karri-replica", &id);
+                let asked = if method == "PUT" { asked.body("replica") } else { asked };
+                asked.send().await.is(400, "InvalidRequest");
+            }
+            assert_eq!(w.get(&target).await.ok().text(), "theirs");
+        }
+        // An upload that was begun before versions were no longer kept.
+        w.put("/suspended?versioning", ON).await.ok();
+        let begun = w.req("POST", "/suspended/k?uploads").header("x-amz-karri-replica", &id).send().await.ok();
+        let upload = format!("/suspended/k?uploadId={}", begun.one("UploadId"));
+        let part = w.put(&format!("{upload}&partNumber=1"), "replica").await.ok();
+        w.put("/suspended?versioning", ON.replace("Enabled", "Suspended")).await.ok();
+        let complete = format!(
+            "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>{}</ETag></Part></CompleteMultipartUpload>",
+            part.header("etag")
+        );
+        w.req("POST", &upload).body(complete).send().await.is(400, "InvalidRequest");
+        assert_eq!(w.get("/suspended/k").await.ok().text(), "theirs");
+    });
+}
+
+#[test]
+fn a_replica_is_retained_from_when_it_comes() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.req("PUT", "/target").header("x-amz-bucket-object-lock-enabled", "true").send().await.ok();
+        let lock = "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention><Mode>GOVERNANCE</Mode><Days>10</Days></DefaultRetention></Rule></ObjectLockConfiguration>";
+        w.put("/target?object-lock", lock).await.ok();
+        let now = karri_base::clock::SystemClock.now();
+        let day = 86_400_000_000;
+        // The second one goes below the first.
+        for age in [100, 200] {
+            let id = format!("{:016x}{:016x}", now.0 - age * day, 7);
+            w.req("PUT", "/target/k").header("x-amz-karri-replica", &id).body("x").send().await.ok();
+            let head = w.req("HEAD", &format!("/target/k?versionId={id}")).send().await.ok();
+            let until = head.header("x-amz-object-lock-retain-until-date");
+            let until = time::OffsetDateTime::parse(until, &time::format_description::well_known::Rfc3339).unwrap();
+            let left = until.unix_timestamp() - now.secs() as i64;
+            assert!((9 * 86_400..=11 * 86_400).contains(&left), "{until}");
+        }
     });
 }
