@@ -1,15 +1,17 @@
 //! Makes inventory reports: what is in a bucket, as lines of CSV in gzip, written into another one with a manifest.
 //!
 //! ```text
-//! PREFIX/BUCKET/ID/data/UUID.csv.gz                 lines, at most [`LINES`] in a file
+//! PREFIX/BUCKET/ID/data/UUID.csv.gz                 lines, about [`LINES`] in a file
 //! PREFIX/BUCKET/ID/YYYY-MM-DDTHH-MMZ/manifest.json  what the files are; manifest.checksum: its MD5
 //! PREFIX/BUCKET/ID/hive/dt=YYYY-MM-DD-HH-MM/symlink.txt
 //! ```
 //!
-//! One core makes one report after another, reading records in pages by seek with rests in between; a file is streamed as
-//! it grows. The manifest comes last, and then the note that the report is made: a crash before makes it anew.
+//! One core makes one report after another, reading records in pages by seek with rests in between, however many versions a
+//! key has; a file is streamed as it grows. The manifest comes last, and then the note that the report is made: a crash before makes it anew.
 
+use std::collections::{HashMap, VecDeque};
 use std::io::Write as _;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,7 +43,7 @@ use crate::ops::condition::WriteConditions;
 use crate::ops::encryption::Asked;
 use crate::ops::put::{Target, object_of, publish};
 use crate::record::codec::{Fields, Writer, number, unknown, wanted};
-use crate::record::{Bucket, Headers, Holder, Object};
+use crate::record::{Bucket, Headers, Holder, Object, Versioning};
 
 /// Who writes reports.
 const SERVICE: &str = "s3.amazonaws.com";
@@ -51,14 +53,17 @@ const PAGE: usize = 500;
 const REST: Duration = Duration::from_millis(5);
 /// Lines of one file.
 const LINES: u64 = 1_000_000;
+/// How often a report is tried that could not be made, before the next one is due.
+const TRIES: u32 = 3;
 /// How often is looked whether a report is due; a fifth of a shortened day.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
 
 /// Makes reports, for ever.
 pub async fn run<B: BulkStore>(core: &CoreRef<B>, calendar: Calendar) {
+    let mut reporter = Reporter::default();
     loop {
         karri_engine::sleep(Duration::from_secs((calendar.day_seconds / 5).max(1)).min(LOOK_EVERY)).await;
-        if let Err(error) = round(core, calendar).await {
+        if let Err(error) = round(core, calendar, &mut reporter).await {
             tracing::warn!(error = %error, "inventory reports could not be made; trying again later");
         }
     }
@@ -69,11 +74,33 @@ fn noted(bucket: BucketId, id: &str) -> Bytes {
     keys::setting(&format!("inventory/{:016x}/{id}", bucket.0))
 }
 
-/// Makes the reports that are due; answers how many.
+/// Who makes reports.
+#[derive(Debug)]
+pub struct Reporter {
+    /// How often in a row a report could not be made, by its note.
+    failed: HashMap<Bytes, u32>,
+    lines_max: u64,
+}
+
+impl Reporter {
+    /// Makes files of about so many lines.
+    pub fn new(lines_max: u64) -> Self {
+        Self { failed: HashMap::new(), lines_max }
+    }
+}
+
+impl Default for Reporter {
+    fn default() -> Self {
+        Self::new(LINES)
+    }
+}
+
+/// Makes the reports that are due; answers how many. What is wrong with one of them is logged, and others are made: it is
+/// tried again when the next one is due, and [`TRIES`] times before where that is this Walrus's fault.
 ///
 /// # Errors
-/// The store's; what is wrong with one report's destination is logged, and others are made.
-pub async fn round<B: BulkStore>(core: &CoreRef<B>, calendar: Calendar) -> Result<u64> {
+/// The store's, when it cannot be read what is due.
+pub async fn round<B: BulkStore>(core: &CoreRef<B>, calendar: Calendar, reporter: &mut Reporter) -> Result<u64> {
     let mut names = Vec::new();
     core.each_pair(keys::all(b'B'), PAGE, |key, raw| {
         if Bucket::decode(raw)?.documents.has(Doc::Inventory) {
@@ -85,8 +112,12 @@ pub async fn round<B: BulkStore>(core: &CoreRef<B>, calendar: Calendar) -> Resul
     let mut made = 0;
     for name in names {
         let known = match core.known(&name).await {
+            Ok(known) => known,
             Err(e) if e.kind == Kind::NoSuchBucket => continue,
-            other => other?,
+            Err(error) => {
+                tracing::warn!(bucket = name, error = %error, "a bucket's inventory reports could not be made");
+                continue;
+            }
         };
         for inventory in known.settings.inventories.iter().filter(|inventory| inventory.enabled) {
             let note = noted(known.bucket().id, &inventory.id);
@@ -95,14 +126,20 @@ pub async fn round<B: BulkStore>(core: &CoreRef<B>, calendar: Calendar) -> Resul
             if last.is_some_and(|last| !is_due(last, now, inventory.days, calendar)) {
                 continue;
             }
-            match report(core, &name, &known, inventory, now).await {
+            match report(core, (&name, &known), inventory, now, reporter.lines_max).await {
                 Ok(()) => made += 1,
-                Err(error) if error.kind.status().is_server_error() => return Err(error),
                 Err(error) => {
                     let (id, to) = (&inventory.id, &inventory.bucket);
                     tracing::warn!(bucket = name, id, to, error = %error, "an inventory report could not be written");
+                    let tries = reporter.failed.entry(note.clone()).or_default();
+                    *tries += 1;
+                    // Each try may leave files behind, so there is an end to them.
+                    if error.kind.status().is_server_error() && *tries < TRIES {
+                        continue;
+                    }
                 }
             }
+            reporter.failed.remove(&note);
             // Also where it may not be written: it is tried again when the next one is due.
             let mut record = Writer::new(b'C');
             record.number(1, now.0);
@@ -142,6 +179,7 @@ struct Report<'a, B: BulkStore> {
     source: &'a Known,
     inventory: &'a Inventory,
     target: Arc<Known>,
+    lines_max: u64,
 }
 
 /// A file that is written.
@@ -153,10 +191,10 @@ struct File {
 
 async fn report<B: BulkStore>(
     core: &CoreRef<B>,
-    name: &str,
-    source: &Known,
+    (name, source): (&str, &Known),
     inventory: &Inventory,
     now: UnixMicros,
+    lines_max: u64,
 ) -> Result<()> {
     let target = core.known(&inventory.bucket).await?;
     let owner = target.bucket().owner.clone();
@@ -181,9 +219,10 @@ async fn report<B: BulkStore>(
         ..Leave::default()
     };
     let caller = Caller { key: None, leave: Arc::new(leave) };
-    let report = Report { core, caller, name, source, inventory, target };
+    let report = Report { core, caller, name, source, inventory, target, lines_max };
     let mut files = Vec::new();
-    let mut at = Some(keys::object(source.bucket().id, inventory.prefix.as_bytes()));
+    let first = keys::object(source.bucket().id, inventory.prefix.as_bytes());
+    let mut at = Some(Position { key: first, older: None });
     while let Some(start) = at {
         let key = format!("{base}/data/{}.csv.gz", uuid());
         let lines = Lines::new(&report, start);
@@ -258,36 +297,65 @@ impl<B: BulkStore> Report<'_, B> {
     }
 }
 
+/// How far a report is.
+#[derive(Debug, Clone)]
+struct Position {
+    /// Keys from here on.
+    key: Bytes,
+    /// Before them the rest of a key's older versions.
+    older: Option<Older>,
+}
+
+/// Older versions of a key.
+#[derive(Debug, Clone)]
+struct Older {
+    key: String,
+    range: Range<Bytes>,
+    /// The current version's time, as it was told.
+    before: UnixMicros,
+}
+
 /// Where the next file begins, once this one has all its lines.
-type Rest = std::rc::Rc<std::cell::RefCell<Option<Bytes>>>;
+type Rest = std::rc::Rc<std::cell::RefCell<Option<Position>>>;
 
 /// The lines of one file as they are made.
 struct Lines<B: BulkStore> {
     core: CoreRef<B>,
     name: String,
     bucket: BucketId,
+    /// It keeps versions, or has kept some.
+    versioned: bool,
     inventory: Inventory,
-    at: Bytes,
+    at: Position,
+    /// Keys that are read and not yet told of, from [`Position::key`] on.
+    ready: VecDeque<(Bytes, Bytes)>,
     end: Bytes,
     out: GzEncoder<Vec<u8>>,
     lines: u64,
+    lines_max: u64,
+    /// Records since the last rest.
+    read: usize,
     over: bool,
     rest: Rest,
 }
 
 impl<B: BulkStore> Lines<B> {
-    fn new(report: &Report<'_, B>, at: Bytes) -> Self {
+    fn new(report: &Report<'_, B>, at: Position) -> Self {
         let bucket = report.source.bucket().id;
         let prefix = keys::object(bucket, report.inventory.prefix.as_bytes());
         Self {
             core: report.core.clone(),
             name: report.name.to_owned(),
             bucket,
+            versioned: report.source.bucket().versioning != Versioning::Never,
             inventory: report.inventory.clone(),
             at,
+            ready: VecDeque::new(),
             end: keys::prefixed(prefix).end,
             out: GzEncoder::new(Vec::new(), Compression::default()),
             lines: 0,
+            lines_max: report.lines_max,
+            read: 0,
             over: false,
             rest: Rest::default(),
         }
@@ -309,46 +377,71 @@ impl<B: BulkStore> Lines<B> {
         }))
     }
 
-    /// What the next page of records adds to the file; `None` at its end.
+    /// What the next records add to the file, about a page of them; `None` at its end.
     async fn step(&mut self) -> Result<Option<Bytes>> {
         if self.over {
             return Ok(None);
         }
-        let found = self.core.meta.scan(Scan::new(self.at.clone()..self.end.clone(), PAGE)).await?;
-        for (store_key, raw) in &found {
-            let key = String::from_utf8_lossy(&store_key[keys::OBJECT_PREFIX..]).into_owned();
-            let current = Object::decode(raw)?;
-            if self.inventory.all || !current.marker {
-                self.line(&key, &current, true)?;
+        let mut more = true;
+        while more && self.lines < self.lines_max {
+            if self.read >= PAGE {
+                self.read = 0;
+                karri_engine::sleep(REST).await;
+                return Ok(Some(std::mem::take(self.out.get_mut()).into()));
             }
-            if self.inventory.all && (current.version.is_some() || current.null_at.is_some()) {
-                let mut older = Vec::new();
-                let range = keys::versions_of_key(self.bucket, key.as_bytes());
-                self.core
-                    .each_pair(range, PAGE, |_, raw| {
-                        older.push(Object::decode(raw)?);
-                        Ok(())
-                    })
-                    .await?;
-                for version in older {
-                    self.line(&key, &version, false)?;
-                }
-            }
+            more = match self.at.older.take() {
+                Some(older) => self.older(older).await?,
+                None => self.keys().await?,
+            };
         }
-        match found.last() {
-            Some((last, _)) if found.len() == PAGE => {
-                self.at = keys::after(last);
-                if self.lines < LINES {
-                    karri_engine::sleep(REST).await;
-                    return Ok(Some(std::mem::take(self.out.get_mut()).into()));
-                }
-                *self.rest.borrow_mut() = Some(self.at.clone());
-            }
-            _ => {}
+        if more {
+            *self.rest.borrow_mut() = Some(self.at.clone());
         }
         self.over = true;
         let whole = std::mem::replace(&mut self.out, GzEncoder::new(Vec::new(), Compression::none()));
         Ok(Some(whole.finish().map_err(unwritten)?.into()))
+    }
+
+    /// Tells of current versions, up to one that older ones may follow; false where there is none.
+    async fn keys(&mut self) -> Result<bool> {
+        if self.ready.is_empty() {
+            self.ready = self.core.meta.scan(Scan::new(self.at.key.clone()..self.end.clone(), PAGE)).await?.into();
+            self.read += self.ready.len();
+        }
+        let more = !self.ready.is_empty();
+        while let Some((store_key, raw)) = self.ready.pop_front() {
+            let key = String::from_utf8_lossy(&store_key[keys::OBJECT_PREFIX..]).into_owned();
+            let current = Object::decode(&raw)?;
+            if self.inventory.all || !current.marker {
+                self.line(&key, &current, true)?;
+            }
+            self.at.key = keys::after(&store_key);
+            // Also under a null version: it may have been put while versioning was suspended.
+            if self.inventory.all && self.versioned {
+                let range = keys::versions_of_key(self.bucket, key.as_bytes());
+                self.at.older = Some(Older { range, key, before: current.modified });
+                break;
+            }
+        }
+        Ok(more)
+    }
+
+    /// Tells of a page of a key's older versions; more may follow.
+    async fn older(&mut self, mut older: Older) -> Result<bool> {
+        let found = self.core.meta.scan(Scan::new(older.range.clone(), PAGE)).await?;
+        self.read += found.len().max(1);
+        for (_, raw) in &found {
+            let version = Object::decode(raw)?;
+            // What was current a moment ago has been told of.
+            if version.modified < older.before {
+                self.line(&older.key, &version, false)?;
+            }
+        }
+        if let Some((last, _)) = found.last().filter(|_| found.len() == PAGE) {
+            older.range.start = keys::after(last);
+            self.at.older = Some(older);
+        }
+        Ok(true)
     }
 
     fn line(&mut self, key: &str, object: &Object, latest: bool) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::io::Read as _;
 
 use karri_objectstore::config::lifecycle::Calendar;
-use karri_objectstore::inventory;
+use karri_objectstore::inventory::{self, Reporter};
 
 use crate::client::Walrus;
 use crate::run;
@@ -72,12 +72,13 @@ fn reports() {
         w.put("/bucket?inventory&id=all", document("all", "All", more)).await.ok();
         // Not without the bucket's word; what could not be written then is tried when the next one is due.
         let day = Calendar { day_seconds: 1 };
-        assert_eq!(inventory::round(&w.core, day).await.unwrap(), 0);
+        let mut reporter = Reporter::default();
+        assert_eq!(inventory::round(&w.core, day, &mut reporter).await.unwrap(), 0);
         assert!(w.get("/reports").await.ok().all("Key").is_empty());
         w.put("/reports?policy", POLICY).await.ok();
-        assert_eq!(inventory::round(&w.core, Calendar::default()).await.unwrap(), 0, "not due");
+        assert_eq!(inventory::round(&w.core, Calendar::default(), &mut reporter).await.unwrap(), 0, "not due");
         let later = Calendar { day_seconds: 0 };
-        assert_eq!(inventory::round(&w.core, later).await.unwrap(), 2);
+        assert_eq!(inventory::round(&w.core, later, &mut reporter).await.unwrap(), 2);
         let keys = w.get("/reports").await.ok().all("Key");
         assert_eq!(keys.len(), 8, "{keys:?}");
         for (id, schema, lines) in [
@@ -114,5 +115,91 @@ fn reports() {
                 assert!(csv.contains("\"true\",\"true\",\"\",\"\",\"\""), "the delete marker");
             }
         }
+    });
+}
+
+/// The lines of the report of this id, file by file in the manifest's order.
+async fn lines(w: &Walrus, id: &str) -> Vec<Vec<String>> {
+    let keys = w.get("/reports").await.ok().all("Key");
+    let base = format!("inv/bucket/{id}/");
+    let manifest = keys.iter().rfind(|k| k.starts_with(&base) && k.ends_with("manifest.json")).unwrap();
+    let manifest = w.get(&format!("/reports/{manifest}")).await.ok().text();
+    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    let mut files = Vec::new();
+    for file in manifest["files"].as_array().unwrap() {
+        let packed = w.get(&format!("/reports/{}", file["key"].as_str().unwrap())).await.ok();
+        let mut csv = String::new();
+        flate2::read::GzDecoder::new(&packed.body[..]).read_to_string(&mut csv).unwrap();
+        files.push(csv.lines().map(str::to_owned).collect());
+    }
+    files
+}
+
+const LATER: Calendar = Calendar { day_seconds: 0 };
+
+#[test]
+fn all_versions_are_told_of_also_under_null_ones_and_in_several_files() {
+    run(|| async {
+        let w = walrus().await;
+        w.put("/reports?policy", POLICY).await.ok();
+        let versioning =
+            |status: &str| format!("<VersioningConfiguration><Status>{status}</Status></VersioningConfiguration>");
+        w.put("/bucket?versioning", versioning("Enabled")).await.ok();
+        w.put("/bucket/a", "1").await.ok();
+        // More versions of one key than are read in one go, and more than go into one file.
+        for n in 0..1_100 {
+            w.put("/bucket/many", n.to_string()).await.ok();
+        }
+        w.put("/bucket/under", "1").await.ok();
+        w.put("/bucket/under", "2").await.ok();
+        w.put("/bucket?versioning", versioning("Suspended")).await.ok();
+        w.put("/bucket/under", "null").await.ok();
+        w.put("/bucket/z", "null").await.ok();
+        w.put("/bucket?inventory&id=all", document("all", "All", "")).await.ok();
+        let mut reporter = Reporter::new(600);
+        assert_eq!(inventory::round(&w.core, LATER, &mut reporter).await.unwrap(), 1);
+        let files = lines(&w, "all").await;
+        assert!(
+            files.len() > 1 && files.iter().all(|f| f.len() <= 600 + 500),
+            "{:?}",
+            files.iter().map(Vec::len).collect::<Vec<_>>()
+        );
+        let told: Vec<String> = files.concat();
+        let key = |line: &String| line.split('"').nth(3).unwrap().to_owned();
+        let of = |name: &str| told.iter().filter(|line| key(line) == name).count();
+        assert_eq!((of("a"), of("many"), of("under"), of("z"), told.len()), (1, 1_100, 3, 1, 1_105));
+        let mut once = told.clone();
+        once.sort();
+        once.dedup();
+        assert_eq!(once.len(), told.len(), "a version is told of once");
+        assert_eq!(told.iter().filter(|line| line.contains("\"true\"")).count(), 4, "one of each key is the latest");
+    });
+}
+
+#[test]
+fn a_bucket_whose_report_fails_holds_up_no_other() {
+    run(|| async {
+        let w = walrus().await;
+        w.put("/reports?policy", POLICY.replace("arn:aws:s3:::bucket\"", "arn:aws:s3:::*\"")).await.ok();
+        // Listed before the other: one of its records is damaged.
+        w.put("/a-broken", "").await.ok();
+        w.put("/a-broken/k", "x").await.ok();
+        let (key, raw) = w.meta.dump().into_iter().find(|(key, _)| key[0] == b'O').unwrap();
+        let damaged = [&raw[..raw.len() - 1], &[!raw[raw.len() - 1]]].concat();
+        w.core.commit(karri_meta::Batch::new().put(key, damaged)).await.unwrap();
+        for bucket in ["a-broken", "bucket"] {
+            w.put(&format!("/{bucket}?inventory&id=i"), document("i", "Current", "")).await.ok();
+        }
+        w.put("/bucket/k", "x").await.ok();
+        let mut reporter = Reporter::default();
+        assert_eq!(inventory::round(&w.core, LATER, &mut reporter).await.unwrap(), 1);
+        assert_eq!(lines(&w, "i").await.concat().len(), 1);
+        // Tried again, and not for ever: see how often it is noted as tried.
+        let noted = || w.meta.dump().iter().filter(|(key, _)| key.starts_with(b"Cinventory/")).count();
+        assert_eq!(noted(), 1);
+        inventory::round(&w.core, LATER, &mut reporter).await.unwrap();
+        assert_eq!(noted(), 1);
+        inventory::round(&w.core, LATER, &mut reporter).await.unwrap();
+        assert_eq!(noted(), 2);
     });
 }
