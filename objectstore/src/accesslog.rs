@@ -13,11 +13,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use karri_base::aws::sigv4::uri_encode;
 use karri_base::clock::UnixMicros;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
 use crate::config::events::Logging;
+use crate::error::Error;
 
 /// Bytes of lines in memory. An account's lines may take as much as is free besides, half where it is alone: whoever
 /// fills it leaves room for others. Above that lines are lost.
@@ -190,6 +192,54 @@ pub fn operation(name: &str, method: &str) -> String {
         _ => "OTHER",
     };
     format!("REST.{method}.{resource}")
+}
+
+/// What a request did to one object besides what its own line says: a key of DeleteObjects, the source of a copy.
+#[derive(Debug, Clone)]
+pub struct Beside {
+    /// `BATCH.DELETE.OBJECT`, `REST.COPY.OBJECT_GET`, `REST.COPY.PART_GET`.
+    pub operation: &'static str,
+    /// The object's bucket.
+    pub bucket: String,
+    /// Its key.
+    pub key: String,
+    /// The version that the request named.
+    pub version: Option<String>,
+    /// HTTP status of that part of the request.
+    pub status: u16,
+    /// S3's error code.
+    pub error: &'static str,
+    /// The object's size.
+    pub size: Option<u64>,
+}
+
+impl Beside {
+    /// How it ended, by the error.
+    pub fn failed(self, error: &Error) -> Self {
+        Self { status: error.kind.status().as_u16(), error: error.kind.code(), ..self }
+    }
+    /// Its line's entry, in the log of a bucket with this owner; `whole` is the request's own.
+    pub fn entry(&self, whole: &Entry, owner: &str) -> Entry {
+        let key = uri_encode(self.key.as_bytes(), true);
+        let request = match self.operation.strip_prefix("REST.COPY") {
+            Some(_) => format!("GET /{}/{key} HTTP/1.1", self.bucket),
+            None => String::new(),
+        };
+        Entry {
+            owner: owner.to_owned(),
+            bucket: self.bucket.clone(),
+            operation: self.operation.to_owned(),
+            key,
+            request,
+            status: self.status,
+            error: self.error.to_owned(),
+            sent: 0,
+            size: self.size,
+            version: self.version.clone().unwrap_or_default(),
+            by_acl: false,
+            ..whole.clone()
+        }
+    }
 }
 
 /// Where lines go together.

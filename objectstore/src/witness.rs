@@ -64,7 +64,9 @@ impl Witness {
             Some(bucket) => (bucket.to_owned(), path),
             None => names(path)?,
         };
-        if bucket.is_empty() || shared.buckets.get(&bucket).is_some_and(|known| known.settings.logging.is_none()) {
+        // A copy's source may be in a bucket that has logs.
+        let quiet = || shared.buckets.get(&bucket).is_some_and(|known| known.settings.logging.is_none());
+        if bucket.is_empty() || !head.headers.contains_key("x-amz-copy-source") && quiet() {
             return None;
         }
         let query = parse_query(head.uri.query().unwrap_or_default());
@@ -106,7 +108,8 @@ impl Witness {
 
     /// Sees the answer; its line is written when the answer has gone out.
     pub fn see(mut self, shared: &Arc<Shared>, known: Arc<Known>, note: &Note, response: &mut Response<s3s::Body>) {
-        if known.settings.logging.is_none() {
+        let beside = note.admitted().and_then(|caller| caller.leave.beside.get()).map_or(&[][..], Vec::as_slice);
+        if known.settings.logging.is_none() && beside.is_empty() {
             return;
         }
         let headers = response.headers();
@@ -135,6 +138,21 @@ impl Witness {
             let document = held.as_ref().and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default();
             let code = document.split("<Code>").nth(1).and_then(|rest| rest.split("</Code>").next());
             entry.error = code.unwrap_or_default().to_owned();
+        }
+        for beside in beside {
+            let of = if beside.bucket == self.entry.bucket {
+                Some(known.clone())
+            } else {
+                shared.buckets.get(&beside.bucket)
+            };
+            // One that is not in memory any more was not used a moment ago: its line is lost.
+            if let Some(of) = of {
+                let entry = beside.entry(&self.entry, &of.bucket().owner);
+                drop(Seen { shared: shared.clone(), known: of, entry, began: self.began });
+            }
+        }
+        if known.settings.logging.is_none() {
+            return;
         }
         let mut seen = Seen { shared: shared.clone(), known, entry: self.entry, began: self.began };
         match held {

@@ -26,7 +26,7 @@ pub mod public;
 
 use std::cell::{Cell, OnceCell};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::HeaderMap;
 use karri_base::aws::keys::SignedIn;
@@ -36,6 +36,7 @@ use karri_base::clock::UnixMicros;
 use karri_base::id::AccountId;
 use karri_bulk::BulkStore;
 
+use crate::accesslog::Beside;
 use crate::buckets::Known;
 use crate::config::Doc;
 use crate::config::simple::Ownership;
@@ -92,6 +93,8 @@ pub struct Leave {
     pub by_acl: bool,
     /// What it puts is a replica of the version with this id.
     pub replica: Option<DataId>,
+    /// What it did that has lines of its own in access logs; said once, by the operation.
+    pub beside: OnceLock<Vec<Beside>>,
 }
 
 /// True for somebody who may do all that the account may: a root, or an administrator without limits.

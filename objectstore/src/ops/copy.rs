@@ -6,6 +6,7 @@ use s3s::S3Request;
 use s3s::dto::{CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, MetadataDirective, TaggingDirective};
 
 use super::input::{checksum_asked, encryption_asked, lock_asked};
+use crate::accesslog::Beside;
 use crate::body::{self, Expected, Incoming, PUT_MAX, Seal, Stored};
 use crate::core::{Caller, CoreRef};
 use crate::digest::{Algorithm, ChecksumType};
@@ -42,7 +43,20 @@ pub async fn source<B: BulkStore>(
     check_key(key)?;
     let which = Which::new(version_id.as_deref())?;
     let wanted = Wanted { bucket, key, which, owner, conditions, selection, copying: true, customer };
-    let (found, outgoing) = loop_until_whole(core, caller, &wanted).await?;
+    let opened = loop_until_whole(core, caller, &wanted).await;
+    if core.known(bucket).await.is_ok_and(|known| known.settings.logging.is_some()) {
+        let operation = match caller.leave.facts.operation {
+            "UploadPartCopy" => "REST.COPY.PART_GET",
+            _ => "REST.COPY.OBJECT_GET",
+        };
+        let size = opened.as_ref().ok().map(|(found, _)| found.object.size);
+        let (bucket, key, version) = (bucket.to_string(), key.to_string(), version_id.as_deref().map(str::to_owned));
+        let line = Beside { operation, bucket, key, version, status: 200, error: "", size };
+        let line = opened.as_ref().err().map_or(line.clone(), |error| line.failed(error));
+        // Once for a request.
+        let _ = caller.leave.beside.set(vec![line]);
+    }
+    let (found, outgoing) = opened?;
     Ok(Source { found, body: outgoing.boxed_local() })
 }
 

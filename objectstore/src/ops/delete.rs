@@ -12,6 +12,7 @@ use s3s::dto::{
 };
 
 use crate::access::actions::{BYPASS_GOVERNANCE, DELETE_OBJECT};
+use crate::accesslog::Beside;
 use crate::change::Change;
 use crate::core::{Access, Caller, CoreRef, RETRIES, Seen};
 use crate::error::{Error, Kind, Result};
@@ -98,6 +99,22 @@ pub async fn delete_objects<B: BulkStore>(
         (outcome.await, object.key, object.version_id)
     }));
     let outcomes: Vec<_> = outcomes.buffered(AT_ONCE).collect().await;
+    if core.known(name).await.is_ok_and(|known| known.settings.logging.is_some()) {
+        let lines = outcomes.iter().map(|(outcome, key, version)| {
+            let line = Beside {
+                operation: "BATCH.DELETE.OBJECT",
+                bucket: name.to_owned(),
+                key: key.clone(),
+                version: version.clone(),
+                status: 204,
+                error: "",
+                size: None,
+            };
+            outcome.as_ref().err().map_or(line.clone(), |error| line.failed(error))
+        });
+        // Once for a request.
+        let _ = caller.leave.beside.set(lines.collect());
+    }
     let quiet = input.delete.quiet.unwrap_or(false);
     let (mut deleted, mut errors) = (Vec::new(), Vec::new());
     for (outcome, key, version_id) in outcomes {

@@ -154,3 +154,57 @@ fn requests_become_lines() {
         assert_eq!(w.get("/logs").await.ok().all("Key").len(), 1);
     });
 }
+
+#[test]
+fn keys_of_delete_objects_and_sources_of_copies_have_lines_of_their_own() {
+    run(|| async {
+        let w = Walrus::new().await;
+        for bucket in ["/bucket", "/quiet", "/logs"] {
+            w.put(bucket, "").await.ok();
+        }
+        w.req("PUT", "/logs?acl").header("x-amz-acl", "log-delivery-write").send().await.ok();
+        for key in ["a b", "c"] {
+            w.put(&format!("/bucket/{key}"), "hello").await.ok();
+        }
+        w.put("/bucket?logging", status(&target("logs", "l/"))).await.ok();
+        let copy = |target: &str, from: &str| w.req("PUT", target).header("x-amz-copy-source", from).send();
+        copy("/quiet/k", "/bucket/a%20b").await.ok();
+        copy("/bucket/d", "/bucket/c").await.ok();
+        copy("/quiet/k", "/bucket/absent").await.is(404, "NoSuchKey");
+        copy("/bucket/e", "/quiet/k").await.ok();
+        let id = w.req("POST", "/quiet/m?uploads").send().await.ok().one("UploadId");
+        copy(&format!("/quiet/m?partNumber=1&uploadId={id}"), "/bucket/c").await.ok();
+        let long = "k".repeat(1_025);
+        let keys = ["a b", "c", "absent", &long].map(|key| format!("<Object><Key>{key}</Key></Object>")).concat();
+        let document = format!("<Delete><Quiet>true</Quiet>{keys}</Delete>");
+        let sum = karri_objectstore::digest::base64(&karri_objectstore::digest::md5(document.as_bytes()));
+        w.req("POST", "/bucket?delete").header("content-md5", sum).body(document).send().await.ok();
+        delivery::deliver(&w.core, Duration::ZERO).await;
+        let key = w.get("/logs").await.ok().one("Key");
+        let text = w.get(&format!("/logs/{key}")).await.ok().text();
+        let mut lines: Vec<&str> = text.lines().collect();
+        let mut is_there = |parts: &[&str]| {
+            let at = lines.iter().position(|line| parts.iter().all(|part| line.contains(part)));
+            assert!(
+                lines
+                    .remove(at.unwrap_or_else(|| panic!("{parts:?}\n{text}")))
+                    .starts_with(&format!("{ACCOUNT} bucket ["))
+            );
+        };
+        is_there(&[" REST.COPY.OBJECT_GET a%20b \"GET /bucket/a%20b HTTP/1.1\" 200 - - 5 "]);
+        is_there(&[" REST.COPY.OBJECT_GET c ", " 200 - - 5 "]);
+        is_there(&[" REST.COPY.OBJECT d ", " 200 "]);
+        is_there(&[" REST.COPY.OBJECT_GET absent ", " 404 NoSuchKey - - "]);
+        is_there(&[" REST.COPY.OBJECT e ", " 200 "]);
+        is_there(&[" REST.COPY.PART_GET c ", " 200 - - 5 "]);
+        is_there(&[" REST.POST.MULTI_OBJECT_DELETE - "]);
+        for key in ["a%20b", "c", "absent"] {
+            is_there(&[
+                &format!(" BATCH.DELETE.OBJECT {key} \"-\" 204 - - - "),
+                "arn:aws:iam::000000000001:user/admin",
+            ]);
+        }
+        is_there(&[" BATCH.DELETE.OBJECT kkk", " 400 KeyTooLongError "]);
+        assert!(lines.is_empty(), "{lines:?}");
+    });
+}
