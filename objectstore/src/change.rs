@@ -20,8 +20,6 @@ pub struct Change {
     pub freed: Vec<BlobId>,
     /// How much more is in the bucket then.
     pub amount: Amount,
-    /// Bytes of that which are counted already, as parts, and will be given back when those are cleaned away.
-    pub counted: u64,
     /// The events that are told with it.
     pub telling: Telling,
     /// What is queued for replication with it.
@@ -40,7 +38,7 @@ impl<B: BulkStore> Core<B> {
     /// # Errors
     /// `QuotaExceeded`; the inner error is the commit's.
     pub async fn apply(&self, bucket: &Bucket, change: Change) -> Result<Result<(), MetaError>> {
-        let outcome = self.commit_counted(bucket, change.amount, change.counted, change.batch).await?;
+        let outcome = self.commit_counted(bucket, change.amount, change.batch).await?;
         if outcome.is_ok() {
             change.telling.happened();
             self.replication_queued(change.queued);

@@ -291,7 +291,7 @@ impl<B: BulkStore> Core<B> {
         Ok(self.shared.usages.lock().meters.entry(bucket).or_insert_with(|| Arc::new(Meter(Mutex::new(inner)))).clone())
     }
 
-    /// Commits a batch that changes so much of what is in a bucket; `counted` bytes of it are in the meter already.
+    /// Commits a batch that changes so much of what is in a bucket.
     ///
     /// # Errors
     /// `QuotaExceeded`; the inner error is the commit's.
@@ -299,17 +299,15 @@ impl<B: BulkStore> Core<B> {
         &self,
         bucket: &Bucket,
         change: Amount,
-        counted: u64,
         mut batch: Batch,
     ) -> Result<Result<(), MetaError>> {
         if change == Amount::default() {
             return Ok(self.commit(batch).await);
         }
-        let counted = Amount::bytes(counted);
         let meter = self.meter(bucket.id).await?;
         let turn = meter.begin(change);
         // The turn is pending already: of two at once that do not both fit, at most one passes.
-        self.within_quotas(bucket, &meter, change - counted, -counted).await?;
+        self.within_quotas(bucket, &meter, change, Amount::default()).await?;
         self.commit_in(turn, bucket.id, &mut batch).await
     }
 

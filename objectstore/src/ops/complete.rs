@@ -20,6 +20,7 @@ use crate::ops::multipart::{Open, find_in};
 use crate::ops::put::{Target, replace};
 use crate::reclaim::close_upload;
 use crate::record::{Data, Manifest, Object, Part};
+use crate::usage::Amount;
 use crate::versions::Spot;
 
 /// A part that is not the last has at least so many bytes.
@@ -59,7 +60,7 @@ pub async fn complete_multipart_upload<B: BulkStore>(
         core.object_key(&bucket.value, upload.seen.value.sealed.as_ref(), customer.as_ref()).await?;
         let found =
             core.meta.multi_get(listed.iter().map(|p| keys::part(id, number(p).unwrap_or(0))).collect()).await?;
-        let mut checks = Vec::with_capacity(found.len());
+        let (mut checks, mut taken) = (Vec::with_capacity(found.len()), Vec::with_capacity(found.len()));
         let mut parts = Vec::with_capacity(found.len());
         for (wanted, raw) in listed.iter().zip(found) {
             let number = number(wanted)?;
@@ -67,6 +68,7 @@ pub async fn complete_multipart_upload<B: BulkStore>(
             let part = Part::decode(&raw)?;
             check_part(wanted, &part)?;
             checks.push((keys::part(id, number), Some(raw)));
+            taken.push(keys::part(id, number));
             parts.push(part);
         }
         let mut object = assemble(core.now(), &upload, id, &input, &parts)?;
@@ -88,11 +90,13 @@ pub async fn complete_multipart_upload<B: BulkStore>(
         let old = core.object(bucket.value.id, &input.key).await?;
         conditions.check(old.as_ref().map(|o| &o.value).filter(|o| !o.marker))?;
         let mut change = Change::from(replace(&target, &bucket, old.as_ref()));
+        // Counted as the object's from here on, and no more as parts.
         change.batch.checks.extend(checks);
+        change.batch.dels.extend(taken);
+        change.amount -= Amount::bytes(object.size);
         change.batch.puts.push((keys::manifest(id), Manifest { parts }.encode()));
         let spot = Spot { replica, ..Spot::of(caller, &input.bucket, &bucket.value, &input.key) };
         core.supersede(&mut change, spot, old.as_ref(), &mut object).await?;
-        change.counted = object.size;
         change.batch = close_upload(change.batch, bucket.value.id, upload.key, upload.seen.raw, id);
         let event = Event { name: "ObjectCreated:CompleteMultipartUpload", key: &input.key, object: &object };
         core.tell(&mut change, caller, &input.bucket, event).await?;

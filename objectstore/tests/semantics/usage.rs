@@ -87,6 +87,8 @@ fn every_change_is_counted() {
             "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>{etag}</ETag></Part></CompleteMultipartUpload>"
         );
         w.req("POST", &format!("/bucket/m?uploadId={id}")).body(complete).send().await.ok();
+        // Not twice, before the part that it does not have is cleaned away.
+        assert_eq!(w.get("/bucket?usage").await.ok().one("Bytes"), "170030");
         is(&w, 2, 170_000).await;
         let id = w.req("POST", "/bucket/m?uploads").send().await.ok().one("UploadId");
         w.put(&format!("/bucket/m?partNumber=1&uploadId={id}"), data(500)).await.ok();
