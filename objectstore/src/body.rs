@@ -6,6 +6,8 @@
 //! send:     pieces -> reads of 256 KiB, two ahead -> stream
 //! ```
 //!
+//! What is read again and again comes from memory instead ([`crate::hot`]); what is encrypted does not.
+//!
 //! A body that is to be encrypted is sealed after it is hashed ([`crate::hashing`]) and opened as it is read
 //! ([`crate::crypt`]).
 //!
@@ -532,7 +534,13 @@ pub fn tell_damage(shared: &Shared, place: &Place, e: &Error) {
 fn start<B: BulkStore>(core: &CoreRef<B>, piece: Piece) -> Read {
     match piece {
         Piece::Bytes(bytes) => Box::pin(std::future::ready(Ok(Ok(bytes)))),
-        Piece::Blob(id, from, len) => Box::pin(read(core.bulk.clone(), id, from, len as usize)),
+        Piece::Blob(id, from, len) => match core.shared.hot.get(id, from, len as usize) {
+            Some(bytes) => {
+                core.shared.metrics.from_memory(len);
+                Box::pin(std::future::ready(Ok(Ok(bytes))))
+            }
+            None => Box::pin(read(core.clone(), id, from, len as usize)),
+        },
         Piece::Inline(id, from, len) => {
             let core = core.clone();
             Box::pin(async move {
@@ -554,7 +562,7 @@ async fn read_sealed<B: BulkStore>(core: CoreRef<B>, piece: SealedPiece) -> Resu
     let short = || Error::new(Kind::DataDamaged, "The object's data is shorter than its record says.");
     let mut buf = match piece.data {
         Data::Blob(id) => {
-            let (outcome, buf) = core.bulk.read_blob_cached(id, at, Buf::for_read(len as usize)).await;
+            let (outcome, buf) = core.bulk.read_blob(id, at, Buf::for_read(len as usize)).await;
             match outcome {
                 Ok(()) => buf,
                 Err(BulkError::NotFound { .. }) => return Ok(Err(Gone)),
@@ -588,10 +596,14 @@ async fn read_sealed<B: BulkStore>(core: CoreRef<B>, piece: SealedPiece) -> Resu
     if end > plain.len() { Err(short()) } else { Ok(Ok(plain.slice(skip..end))) }
 }
 
-async fn read<B: BulkStore>(bulk: B, id: BlobId, at: u64, len: usize) -> Result<Result<Bytes, Gone>> {
-    let (outcome, buf) = bulk.read_blob_cached(id, at, Buf::for_read(len)).await;
+async fn read<B: BulkStore>(core: CoreRef<B>, id: BlobId, at: u64, len: usize) -> Result<Result<Bytes, Gone>> {
+    let (outcome, buf) = core.bulk.read_blob(id, at, Buf::for_read(len)).await;
     match outcome {
-        Ok(()) => Ok(Ok(Bytes::from_owner(buf))),
+        Ok(()) => {
+            let bytes = Bytes::from_owner(buf);
+            core.shared.hot.offer(id, at, &bytes);
+            Ok(Ok(bytes))
+        }
         Err(BulkError::NotFound { .. }) => Ok(Err(Gone)),
         Err(e) => Err(e.into()),
     }

@@ -22,6 +22,7 @@ use crate::config::lifecycle;
 use crate::config::simple::Quota;
 use crate::crypt::Secret;
 use crate::error::{Error, Kind, Result};
+use crate::hot::Hot;
 use crate::keys::{self, BucketId, DataId};
 use crate::notify::Event;
 use crate::operator::Operator;
@@ -45,6 +46,8 @@ pub struct Shared {
     pub region: String,
     /// Continuation tokens are signed with it.
     pub token_key: [u8; 32],
+    /// Data that is read again and again.
+    pub hot: Hot,
     /// Blobs that are being read.
     pub pins: Pins,
     /// Blobs that are sealed, or are about to be, and that a commit may still name.
@@ -98,6 +101,7 @@ impl Shared {
                     clock,
                     region,
                     token_key,
+                    hot: Hot::default(),
                     pins: Pins::default(),
                     unnamed: Pins::default(),
                     quiet: Quiet::default(),

@@ -22,6 +22,7 @@
 //! | [`tls`] | the certificate, and its renewal |
 //! | [`scrub`] | looks through the whole store for what is corrupt, and for what nothing refers to |
 //! | [`body`] | bodies in and out with bounded memory |
+//! | [`hot`] | data that is read again and again, in memory |
 //! | [`hashing`], [`md5_lanes`] | checksums of many bodies at once |
 //! | [`change`], [`usage`] | one change of a bucket; objects and bytes counted, quotas |
 //! | [`operator`] | what only the operator may set |
@@ -66,6 +67,7 @@ pub mod front;
 pub mod fuzz;
 pub mod guard;
 pub mod hashing;
+pub mod hot;
 pub mod inventory;
 pub mod keys;
 pub mod list;

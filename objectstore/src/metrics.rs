@@ -52,6 +52,7 @@ pub struct Metrics {
     seconds: Family<Request, Histogram, fn() -> Histogram>,
     received: Counter,
     sent: Counter,
+    from_memory: Counter,
     reclaimed: Counter,
     log_lines: Counter,
     log_lines_lost: Counter,
@@ -95,6 +96,7 @@ impl Default for Metrics {
             seconds: Family::new_with_constructor(make),
             received: Counter::default(),
             sent: Counter::default(),
+            from_memory: Counter::default(),
             reclaimed: Counter::default(),
             log_lines: Counter::default(),
             log_lines_lost: Counter::default(),
@@ -138,6 +140,12 @@ impl Metrics {
         );
         r.register_with_unit("received", "Bytes of request bodies", Unit::Bytes, metrics.received.clone());
         r.register_with_unit("sent", "Bytes of response bodies", Unit::Bytes, metrics.sent.clone());
+        r.register_with_unit(
+            "cache_read",
+            "Bytes of data that came from memory and not from the disk",
+            Unit::Bytes,
+            metrics.from_memory.clone(),
+        );
         r.register("blobs_reclaimed", "Blobs deleted because nothing named them any more", metrics.reclaimed.clone());
         r.register("log_lines_written", "Lines of access logs written into buckets", metrics.log_lines.clone());
         r.register("log_lines_lost", "Lines of access logs that could not be written", metrics.log_lines_lost.clone());
@@ -281,6 +289,10 @@ impl Metrics {
         if let Some(lag) = lag {
             self.replication_lag.get_or_create(&to).set(i64::try_from(lag).unwrap_or(i64::MAX));
         }
+    }
+    /// Bytes were read from memory instead of the disk.
+    pub fn from_memory(&self, bytes: u64) {
+        self.from_memory.inc_by(bytes);
     }
     /// Lines of access logs are in their bucket.
     pub fn log_lines_written(&self, lines: u64) {

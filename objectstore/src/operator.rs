@@ -5,6 +5,7 @@
 //! log_seconds = 300
 //! audit_log = "/var/log/karri-s3.log"     # a line for each request; none where it is not said
 //! slow_request_ms = 5000                 # a request that takes the server longer is logged; 0: none
+//! cache = "256M"                         # memory for data that is read again and again; "0": none
 //! scrub_bytes_per_second = "16M"         # what the background scrub may read; "0": it does not run
 //! scrub_days = 7                         # from the beginning of a pass to that of the next
 //!
@@ -64,6 +65,8 @@ pub struct Operator {
     pub audit_log: Option<PathBuf>,
     /// From when on a request is slow; zero: never.
     pub slow: Option<Duration>,
+    /// Bytes of memory for data that is read again and again.
+    pub cache: Option<u64>,
     /// How the background scrub goes about it.
     pub scrub: Pace,
     /// Where objects may be replicated to, by name.
@@ -77,6 +80,7 @@ pub struct File {
     log_seconds: Option<u64>,
     audit_log: Option<PathBuf>,
     slow_request_ms: Option<u64>,
+    cache: Option<String>,
     scrub_bytes_per_second: Option<String>,
     scrub_days: Option<u64>,
     #[serde(default)]
@@ -178,6 +182,9 @@ impl TryFrom<File> for Operator {
             slow: file.slow_request_ms.map(Duration::from_millis),
             ..Self::default()
         };
+        if let Some(text) = &file.cache {
+            this.cache = Some(parse_bytes(text).map_err(|e| format!("cache: {e}"))?);
+        }
         if let Some(text) = &file.scrub_bytes_per_second {
             this.scrub.bytes_per_second = parse_bytes(text).map_err(|e| format!("scrub_bytes_per_second: {e}"))?;
         }
@@ -244,13 +251,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().display();
         let text = format!(
-            "log_seconds = 5\nscrub_bytes_per_second = \"1M\"\n[[webhook]]\nname = \"h\"\nurl = \"http://127.0.0.1:1/x\"\n[[queue]]\nname = \"h\"\nfolder = \"{folder}\"\n\
+            "log_seconds = 5\ncache = \"1G\"\nscrub_bytes_per_second = \"1M\"\n[[webhook]]\nname = \"h\"\nurl = \"http://127.0.0.1:1/x\"\n[[queue]]\nname = \"h\"\nfolder = \"{folder}\"\n\
              [[quota]]\naccount = \"000000000001\"\nmax_bytes = \"10G\"\n"
         );
         let operator = read(&text).unwrap();
         assert_eq!(operator.destinations.keys().collect::<Vec<_>>(), ["sns:h", "sqs:h"]);
         assert_eq!(operator.quotas["000000000001"], Quota { bytes: Some(10 << 30), objects: None });
-        assert_eq!(operator.log_roll, Some(Duration::from_secs(5)));
+        assert_eq!((operator.log_roll, operator.cache), (Some(Duration::from_secs(5)), Some(1 << 30)));
         assert_eq!(operator.scrub, Pace { bytes_per_second: 1 << 20, ..Pace::default() });
         for (text, why) in [
             ("[[quota]]\naccount = \"1\"", "quota"),
@@ -261,6 +268,7 @@ mod tests {
             ("[[webhook]]\nname = \"a b\"\nurl = \"http://x/\"", "no name"),
             ("[[queue]]\nname = \"q\"\nfolder = \"/absent/folder\"", "no folder"),
             ("scrub_days = 0", "scrub_days"),
+            ("cache = \"much\"", "cache"),
             ("scrub_bytes_per_second = \"fast\"", "scrub_bytes_per_second"),
             ("colour = 1", "colour"),
         ] {

@@ -439,7 +439,7 @@ async fn keep(
     mut life: Life,
 ) {
     let opening = async {
-        let open = OpenOptions { create: true, size: bytes, lock: true, cached_reads: true, ..OpenOptions::default() };
+        let open = OpenOptions { create: true, size: bytes, lock: true, ..OpenOptions::default() };
         let began = karri_engine::now();
         let disk = loop {
             match UringDisk::open(&path, &open) {
@@ -457,6 +457,9 @@ async fn keep(
             let audit = Audit::open(path, shared.metrics.clone())
                 .map_err(|e| StartError::Config { what: format!("audit_log {}: {e}", path.display()) })?;
             let _ = shared.audit.set(audit);
+        }
+        if let Some(bytes) = operator.cache {
+            shared.hot.set_room(bytes);
         }
         // Set once: this is the one opening.
         let _ = shared.operator.set(operator);
@@ -588,7 +591,7 @@ impl Site {
         let listener = Listener::bind(self.listen)?;
         let address = listener.local_addr().map_err(|source| StartError::Listen { address: self.listen, source })?;
         let inner = self.inner.filter(|_| self.tls.is_some()).map(Listener::bind).transpose()?;
-        let disk = UringDisk::open(&self.store, &OpenOptions { cached_reads: true, ..OpenOptions::default() })?;
+        let disk = UringDisk::open(&self.store, &OpenOptions::default())?;
         Ok((listener, inner, self.sharer.attach(disk), address))
     }
 }

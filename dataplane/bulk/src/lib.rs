@@ -120,11 +120,6 @@ pub trait BulkStore: Clone + 'static {
     /// Fills `buf` (owned, any length) from the blob's byte `at`; past the end is `Corrupt`'s sibling `NotFound`.
     /// `at` and the length need no alignment.
     fn read_blob(&self, blob: BlobId, at: u64, buf: Buf) -> impl Future<Output = (Result<(), BulkError>, Buf)>;
-    /// As [`read_blob`](Self::read_blob), where the bytes may come from memory that remembers an earlier read, and are as
-    /// carefully checked; a scrub wants the other.
-    fn read_blob_cached(&self, blob: BlobId, at: u64, buf: Buf) -> impl Future<Output = (Result<(), BulkError>, Buf)> {
-        self.read_blob(blob, at, buf)
-    }
     /// The sealed blob's length in bytes.
     fn blob_len(&self, blob: BlobId) -> Option<u64>;
     /// Removes sealed blobs, durably; absent ones are no error. Space in use by a read under way is freed after it.

@@ -18,7 +18,7 @@ fn options() -> CoreOptions {
 }
 
 fn file(dir: &tempfile::TempDir, size: u64) -> UringDisk {
-    let open = OpenOptions { create: true, size: Some(size), cached_reads: true, ..OpenOptions::default() };
+    let open = OpenOptions { create: true, size: Some(size), ..OpenOptions::default() };
     UringDisk::open(dir.path().join("disk"), &open).unwrap()
 }
 

@@ -38,6 +38,28 @@ fn sizes_come_back_and_go_away() {
 }
 
 #[test]
+fn what_is_read_again_comes_from_memory_and_is_never_old() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/bucket", "").await.ok();
+        for turn in 0..3u8 {
+            let body: Vec<u8> = data(600_000).iter().map(|b| b ^ turn).collect();
+            w.put("/bucket/k", body.clone()).await.ok();
+            for read in 0..4 {
+                let before = w.core.shared.hot.used();
+                assert!(w.get("/bucket/k").await.ok().body == body, "turn {turn}, read {read}");
+                let kept = w.core.shared.hot.used() > before;
+                assert_eq!(kept, read == 1, "turn {turn}, read {read}");
+                let part = w.req("GET", "/bucket/k").header("range", "bytes=262144-262243").send().await.ok();
+                assert!(part.body == body[262_144..262_244]);
+            }
+        }
+        w.req("DELETE", "/bucket/k").send().await.ok();
+        w.get("/bucket/k").await.is(404, "NoSuchKey");
+    });
+}
+
+#[test]
 fn ranges() {
     run(|| async {
         let w = Walrus::new().await;

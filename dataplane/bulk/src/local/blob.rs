@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use futures_util::future::{LocalBoxFuture, join_all};
 use futures_util::stream::FuturesUnordered;
 use karri_engine::buf::Buf;
-use karri_engine::disk::{Disk, DiskError, Done};
+use karri_engine::disk::{Disk, DiskError};
 
 use super::LocalStore;
 use super::format::{CHUNK, INLINE_CHUNKS, UNIT, chunks, data_units, table_units};
@@ -73,42 +73,25 @@ impl Blob {
     }
 }
 
-/// Where a read's bytes may come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// The device itself.
-    Disk,
-    /// The page cache, and through it the device.
-    Cache,
-}
-
 impl<D: Disk> LocalStore<D> {
     /// Reads units of a blob, from anywhere in its runs, into one buffer.
-    async fn gather(&self, blob: &Blob, at: u64, buf: Buf, from: Source) -> (Result<(), BulkError>, Buf) {
-        let len = buf.len() as u64;
-        debug_assert!(at.is_multiple_of(UNIT) && len.is_multiple_of(UNIT));
+    async fn gather(&self, blob: &Blob, at: u64, len: u64, buf: Buf) -> (Result<(), BulkError>, Buf) {
+        debug_assert!(at.is_multiple_of(UNIT) && len == buf.len() as u64 && len.is_multiple_of(UNIT));
         let mut pieces = blob.claim.pieces(at, len);
         match (pieces.next(), pieces.next()) {
             (Some((disk_at, _)), None) => {
-                let (result, buf) = self.read_units(disk_at, buf, from).await;
+                let (result, buf) = self.disk.read(self.shared.geometry.data_at + disk_at, buf).await;
                 (result.map_err(BulkError::from), buf)
             }
-            _ => self.gather_pieces(blob, at, buf, from).await,
+            _ => self.gather_pieces(blob, at, len, buf).await,
         }
     }
 
-    async fn read_units(&self, disk_at: u64, buf: Buf, from: Source) -> Done {
-        let at = self.shared.geometry.data_at + disk_at;
-        match from {
-            Source::Disk => self.disk.read(at, buf).await,
-            Source::Cache => self.disk.read_cached(at, buf).await,
-        }
-    }
-
-    async fn gather_pieces(&self, blob: &Blob, at: u64, mut buf: Buf, from: Source) -> (Result<(), BulkError>, Buf) {
-        let len = buf.len() as u64;
-        let reads =
-            blob.claim.pieces(at, len).map(|(disk_at, n)| self.read_units(disk_at, Buf::zeroed(n as usize), from));
+    async fn gather_pieces(&self, blob: &Blob, at: u64, len: u64, mut buf: Buf) -> (Result<(), BulkError>, Buf) {
+        let reads = blob.claim.pieces(at, len).map(|(disk_at, n)| {
+            let part = Buf::zeroed(n as usize);
+            self.disk.read(self.shared.geometry.data_at + disk_at, part)
+        });
         let mut done = 0;
         for (result, part) in join_all(reads).await {
             if let Err(e) = result {
@@ -130,7 +113,7 @@ impl<D: Disk> LocalStore<D> {
         }
         let len = table_units(blob.len) * UNIT;
         let at = data_units(blob.len) * UNIT;
-        let (result, buf) = self.gather(blob, at, Buf::zeroed(len as usize), Source::Disk).await;
+        let (result, buf) = self.gather(blob, at, len, Buf::zeroed(len as usize)).await;
         result?;
         let bytes = &buf.bytes()[..chunks(blob.len) as usize * 4];
         if crc32c::crc32c(bytes) != crc {
@@ -140,29 +123,8 @@ impl<D: Disk> LocalStore<D> {
         Ok(blob.table.get_or_init(|| table))
     }
 
-    /// Fills `buf` from the blob's byte `at`, verified; through the cache where it was read a short while ago. What the
-    /// cache gives wrong is read from the disk before it is called damaged.
-    pub(super) async fn read_range_cached(&self, blob: &Blob, at: u64, buf: Buf) -> (Result<(), BulkError>, Buf) {
-        if !self.shared.recent.touch(blob.id, at) {
-            return self.read_range(blob, at, buf, Source::Disk).await;
-        }
-        match self.read_range(blob, at, buf, Source::Cache).await {
-            (Err(BulkError::Corrupt { why, .. }), buf) => {
-                tracing::warn!(store = %self.shared.name, blob = %blob.id, error = %why, "from the page cache; reading it from the disk");
-                self.read_range(blob, at, buf, Source::Disk).await
-            }
-            done => done,
-        }
-    }
-
     /// Fills `buf` from the blob's byte `at`, verified.
-    pub(super) async fn read_range(
-        &self,
-        blob: &Blob,
-        at: u64,
-        buf: Buf,
-        from: Source,
-    ) -> (Result<(), BulkError>, Buf) {
+    pub(super) async fn read_range(&self, blob: &Blob, at: u64, buf: Buf) -> (Result<(), BulkError>, Buf) {
         let len = buf.len() as u64;
         let Some(end) = at.checked_add(len).filter(|end| *end <= blob.len) else {
             let what = format!("{} beyond its {} bytes ({len} bytes at {at})", blob.id, blob.len);
@@ -178,9 +140,9 @@ impl<D: Disk> LocalStore<D> {
         let whole_chunks = at.is_multiple_of(CHUNK) && (end.is_multiple_of(CHUNK) || end == blob.len);
         let padded = len.next_multiple_of(UNIT);
         if whole_chunks && buf.is_owned() && buf.capacity() as u64 >= padded {
-            self.read_direct(blob, crcs, at, buf, from).await
+            self.read_direct(blob, crcs, at, buf, padded).await
         } else {
-            self.read_windows(blob, crcs, at, buf, from).await
+            self.read_windows(blob, crcs, at, end, buf).await
         }
     }
 
@@ -190,11 +152,11 @@ impl<D: Disk> LocalStore<D> {
         crcs: &[u32],
         at: u64,
         mut buf: Buf,
-        from: Source,
+        padded: u64,
     ) -> (Result<(), BulkError>, Buf) {
         let len = buf.len();
-        buf.set_len(len.next_multiple_of(UNIT as usize));
-        let (result, mut buf) = self.gather(blob, at, buf, from).await;
+        buf.set_len(padded as usize);
+        let (result, mut buf) = self.gather(blob, at, padded, buf).await;
         buf.set_len(len);
         let result = result.and_then(|()| blob.verify(crcs, at, buf.bytes()));
         (result, buf)
@@ -205,22 +167,22 @@ impl<D: Disk> LocalStore<D> {
         blob: &Blob,
         crcs: &[u32],
         at: u64,
+        end: u64,
         mut buf: Buf,
-        from: Source,
     ) -> (Result<(), BulkError>, Buf) {
-        let end = at + buf.len() as u64;
-        let mut begin = at - at % CHUNK;
-        while begin < end {
-            let to = (begin + WINDOW).min(end.next_multiple_of(CHUNK)).min(blob.len);
-            let window = Buf::zeroed((to - begin).next_multiple_of(UNIT) as usize);
-            let (result, window) = self.gather(blob, begin, window, from).await;
-            let bytes = &window.bytes()[..(to - begin) as usize];
-            if let Err(e) = result.and_then(|()| blob.verify(crcs, begin, bytes)) {
+        let mut from = at - at % CHUNK;
+        while from < end {
+            let to = (from + WINDOW).min(end.next_multiple_of(CHUNK)).min(blob.len);
+            let window = Buf::zeroed((to - from).next_multiple_of(UNIT) as usize);
+            let n = window.len() as u64;
+            let (result, window) = self.gather(blob, from, n, window).await;
+            let bytes = &window.bytes()[..(to - from) as usize];
+            if let Err(e) = result.and_then(|()| blob.verify(crcs, from, bytes)) {
                 return (Err(e), buf);
             }
-            let (a, b) = (at.max(begin), end.min(to));
-            buf.copy_from((a - at) as usize, &bytes[(a - begin) as usize..(b - begin) as usize]);
-            begin = to;
+            let (a, b) = (at.max(from), end.min(to));
+            buf.copy_from((a - at) as usize, &bytes[(a - from) as usize..(b - from) as usize]);
+            from = to;
         }
         (Ok(()), buf)
     }
@@ -231,7 +193,7 @@ impl<D: Disk> LocalStore<D> {
         let mut buf = Buf::zeroed(WINDOW.min(blob.len).next_multiple_of(UNIT) as usize);
         while at < blob.len {
             buf.set_len(WINDOW.min(blob.len - at) as usize);
-            let (result, back) = self.read_range(blob, at, buf, Source::Disk).await;
+            let (result, back) = self.read_range(blob, at, buf).await;
             result?;
             at += back.len() as u64;
             buf = back;

@@ -23,7 +23,7 @@ pub fn open_file(path: impl AsRef<Path>, size: Option<u64>) -> Result<UringDisk,
         let why = "it is not there (or empty) and no size was given to make it".to_owned();
         return Err(BulkError::Open { what: path.display().to_string(), why });
     }
-    open(path, &OpenOptions { create: new, size, lock: true, cached_reads: true, ..OpenOptions::default() })
+    open(path, &OpenOptions { create: new, size, lock: true, ..OpenOptions::default() })
 }
 
 /// Opens on this core what another core of this process has opened with [`open_file`].
@@ -34,7 +34,7 @@ pub fn open_file(path: impl AsRef<Path>, size: Option<u64>) -> Result<UringDisk,
 /// # Panics
 /// Outside an engine core.
 pub fn open_again(path: impl AsRef<Path>) -> Result<UringDisk, BulkError> {
-    open(path.as_ref(), &OpenOptions { cached_reads: true, ..OpenOptions::default() })
+    open(path.as_ref(), &OpenOptions::default())
 }
 
 fn open(path: &Path, options: &OpenOptions) -> Result<UringDisk, BulkError> {

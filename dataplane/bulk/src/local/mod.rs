@@ -10,7 +10,6 @@
 //! | `log` | group commit and compaction |
 //! | `flush` | one flush at a time, shared |
 //! | `blob` | the writer and verified reads |
-//! | `recent` | what was read a short while ago, and so is worth caching |
 //! | `recover` | making and opening a store |
 //! | `file` | opening a file or block device |
 //!
@@ -27,7 +26,6 @@ mod flush;
 pub mod format;
 mod log;
 mod pool;
-mod recent;
 pub mod record;
 mod recover;
 mod slots;
@@ -46,12 +44,11 @@ pub use blob::LocalWriter;
 pub use file::{open_again, open_file};
 
 use crate::{BlobId, BulkError, BulkStore, EXTENT_BYTES, ExtentId, Usage, check_extent_range};
-use blob::{Blob, Source, Yard};
+use blob::{Blob, Yard};
 use flush::Flushes;
 use format::{Geometry, SLOT_UNITS, Superblock};
 use log::{Effect, LogState, Op};
 use pool::Pool;
-use recent::Recent;
 use record::{DELETE_BYTES, Record, Run, extents_max};
 use recover::Found;
 use slots::{Access, Slots};
@@ -80,7 +77,6 @@ struct Shared {
     blobs: RwLock<BTreeMap<BlobId, Arc<Blob>>>,
     next_blob: AtomicU64,
     flushes: Flushes,
-    recent: Recent,
     log: Mutex<LogState>,
 }
 
@@ -234,7 +230,6 @@ impl<D: Disk> LocalStore<D> {
                 blobs: RwLock::new(blobs),
                 next_blob: AtomicU64::new(u64::from(superblock.epoch) << EPOCH_SHIFT | 1),
                 flushes: Flushes::default(),
-                recent: Recent::default(),
                 log: Mutex::new(LogState::reopened(superblock)),
             }),
         };
@@ -318,14 +313,7 @@ impl<D: Disk> BulkStore for LocalStore<D> {
 
     async fn read_blob(&self, blob: BlobId, at: u64, buf: Buf) -> (Result<(), BulkError>, Buf) {
         match self.blob(blob) {
-            Some(blob) => self.read_range(&blob, at, buf, Source::Disk).await,
-            None => (Err(BulkError::NotFound { what: blob.to_string() }), buf),
-        }
-    }
-
-    async fn read_blob_cached(&self, blob: BlobId, at: u64, buf: Buf) -> (Result<(), BulkError>, Buf) {
-        match self.blob(blob) {
-            Some(blob) => self.read_range_cached(&blob, at, buf).await,
+            Some(blob) => self.read_range(&blob, at, buf).await,
             None => (Err(BulkError::NotFound { what: blob.to_string() }), buf),
         }
     }

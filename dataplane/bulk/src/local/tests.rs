@@ -1,6 +1,5 @@
 //! The local store on a simulated disk: the suite, errors at open, damage.
 
-use karri_engine::disk::Done;
 use karri_engine::disk::sim::{Faults, SimDisk};
 use karri_engine::sim;
 
@@ -138,53 +137,6 @@ fn what_cannot_be_opened_says_why() {
         assert!(LocalStore::format(&disk, "x", options()).await.unwrap_err().to_string().contains("already is"));
         let blank = LocalStore::open(SimDisk::memory(8 << 20), "x").await.unwrap_err();
         assert!(blank.to_string().contains("formatted?"), "{blank}");
-    });
-}
-
-/// A disk whose cache is wrong.
-#[derive(Clone)]
-struct Forgetful(SimDisk);
-
-impl Disk for Forgetful {
-    fn size(&self) -> u64 {
-        self.0.size()
-    }
-    async fn read(&self, at: u64, buf: Buf) -> Done {
-        self.0.read(at, buf).await
-    }
-    async fn read_cached(&self, at: u64, buf: Buf) -> Done {
-        let (result, mut buf) = self.0.read(at, buf).await;
-        buf.bytes_mut()[0] ^= 1;
-        (result, buf)
-    }
-    async fn write(&self, at: u64, buf: Buf, fua: bool) -> Done {
-        self.0.write(at, buf, fua).await
-    }
-    async fn flush(&self) -> Result<(), DiskError> {
-        self.0.flush().await
-    }
-    async fn discard(&self, at: u64, len: u64) -> Result<(), DiskError> {
-        self.0.discard(at, len).await
-    }
-    async fn write_zeroes(&self, at: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
-        self.0.write_zeroes(at, len, unmap).await
-    }
-}
-
-#[test]
-fn a_wrong_cache_is_not_believed_and_no_damage() {
-    sim::run(1, |_| async {
-        let disk = Forgetful(SimDisk::memory(16 << 20));
-        let store = LocalStore::open_or_format(disk, "disk", options()).await.unwrap();
-        let data = conformance::pattern(1, 300_000);
-        let id = conformance::put(&store, &data, 1 << 20, None).await.unwrap();
-        for (at, len) in [(0, data.len()), (1 << 16, 1 << 16), (7, 100)] {
-            for _ in 0..2 {
-                let (result, buf) = store.read_blob_cached(id, at as u64, Buf::zeroed(len)).await;
-                result.unwrap();
-                assert!(buf.bytes() == &data[at..at + len]);
-            }
-        }
     });
 }
 

@@ -18,7 +18,6 @@ pub async fn all<D: Disk>(disk: &D) {
     begins_with_zeros(disk).await;
     gives_back_what_was_written(disk).await;
     later_writes_win(disk).await;
-    cached_reads_see_every_write(disk).await;
     refuses_what_is_outside(disk).await;
     takes_nothing(disk).await;
     concurrent_writes_stay_apart(disk).await;
@@ -79,21 +78,6 @@ async fn later_writes_win<D: Disk>(disk: &D) {
         let read = get(disk, PAGE, 2 * ALIGN).await;
         assert!(read[..ALIGN].iter().all(|b| *b == n) && read[ALIGN..].iter().all(|b| *b == n + 100));
     }
-}
-
-async fn cached_reads_see_every_write<D: Disk>(disk: &D) {
-    for round in 0..3 {
-        let bytes = pattern(40 + round, 256 << 10);
-        put(disk, 1 << 20, &bytes, false).await;
-        // Twice: the second may come from memory.
-        for _ in 0..2 {
-            let (result, buf) = disk.read_cached(1 << 20, Buf::zeroed(256 << 10)).await;
-            result.expect("a read inside the disk");
-            assert_eq!(buf.bytes(), bytes, "round {round}");
-        }
-    }
-    let (outside, _) = disk.read_cached(disk.size(), Buf::zeroed(ALIGN)).await;
-    assert!(matches!(outside, Err(DiskError::Bounds { .. })), "{outside:?}");
 }
 
 async fn refuses_what_is_outside<D: Disk>(disk: &D) {

@@ -8,8 +8,6 @@
 //! - A buffer comes back with its completion, also on errors; dropping the future does not free it early.
 //! - `flush` that began after a write's completion makes that write durable. `write` with `fua` is durable at its
 //!   completion. Without either, a crash may keep, lose or tear (at 512-byte sectors) any such write, in any order.
-//! - `read` asks the device. `read_cached` may answer from memory what the device held since the range was last written;
-//!   it is for bytes that are read again and again and lie still meanwhile.
 //! - Offsets, lengths and addresses of owned memory are multiples of [`crate::buf::ALIGN`]; foreign memory may be aligned
 //!   to 512 bytes where the device allows it (`uring` bounces what O_DIRECT refuses).
 
@@ -93,11 +91,6 @@ pub trait Disk: Clone + 'static {
     fn size(&self) -> u64;
     /// Fills `buf` from `at`.
     fn read(&self, at: u64, buf: Buf) -> impl Future<Output = Done>;
-    /// As [`read`](Self::read), but what was read may stay in the system's page cache and come from there the next time.
-    /// Not for a range that is being written, nor for proving that a device still holds something.
-    fn read_cached(&self, at: u64, buf: Buf) -> impl Future<Output = Done> {
-        self.read(at, buf)
-    }
     /// Writes `buf` at `at`; durable at completion when `fua`.
     fn write(&self, at: u64, buf: Buf, fua: bool) -> impl Future<Output = Done>;
     /// Begins a plain transfer (not `fua`) whose end comes to `to` under `token`, without a future: what came of it is for

@@ -1,4 +1,4 @@
-//! A file or block device on this core's ring, past the page cache (but for `read_cached`).
+//! A file or block device on this core's ring, past the page cache.
 //!
 //! - Opened with O_DIRECT. Where the file system has none (tmpfs) it is buffered and says so once in the log; flushes are
 //!   then what makes data durable, as always.
@@ -8,11 +8,6 @@
 //!   block reads the block first, serialised with other bounced writes of this disk.
 //! - Short transfers are carried on; an end of file inside the disk is an error.
 //! - `flush` is fdatasync. `fua` is RWF_DSYNC.
-//! - `read_cached` goes through a second descriptor without O_DIRECT, if the disk was opened with one: what is in memory
-//!   costs one system call and one copy and never waits; what is not is read by the kernel without a thread (ext4, XFS and
-//!   block devices wake the ring when pages are there). It reads exactly what was asked (POSIX_FADV_RANDOM: no
-//!   read-ahead into what others write). The kernel drops the pages that a direct write covers. Any failure is tried
-//!   again past the cache, so that what is reported is the device's own word.
 //! - The fd and the buffer belong to the operation until its completion; the disk may be dropped at any time.
 //!
 //! A [`UringDisk`] belongs to the core that opened it. Several cores open the same file each for itself.
@@ -54,14 +49,10 @@ pub struct OpenOptions {
     pub lock: bool,
     /// Through the page cache, for comparisons.
     pub buffered: bool,
-    /// Lets `read_cached` use the page cache; otherwise it is a plain read.
-    pub cached_reads: bool,
 }
 
 struct Inner {
     fd: Fd,
-    /// The same file through the page cache.
-    cached: Option<Fd>,
     ring: Rc<Ring>,
     path: PathBuf,
     size: u64,
@@ -104,14 +95,9 @@ impl UringDisk {
         let path = path.as_ref();
         let ring = ring::current();
         let opened = Opened::new(path, options)?;
-        let cached = match options.cached_reads && opened.direct {
-            true => Some(Fd::registered(open_cached(path)?, &ring)),
-            false => None,
-        };
         let fd = Fd::registered(opened.fd, &ring);
         Ok(Self(Rc::new(Inner {
             fd,
-            cached,
             ring,
             path: path.to_owned(),
             size: opened.size,
@@ -163,15 +149,7 @@ impl UringDisk {
     }
 
     /// One SQE for what is left of a transfer from `done`, and what must live as long besides the buffer.
-    fn entry(
-        &self,
-        fd: &Fd,
-        dir: Dir,
-        at: u64,
-        buf: &Buf,
-        done: usize,
-        fua: bool,
-    ) -> (squeue::Entry, Option<Box<[Segment]>>) {
+    fn entry(&self, dir: Dir, at: u64, buf: &Buf, done: usize, fua: bool) -> (squeue::Entry, Option<Box<[Segment]>>) {
         let at = at + done as u64;
         let all = buf.segments();
         let all = all.as_slice();
@@ -179,11 +157,11 @@ impl UringDisk {
             // SAFETY: done is below the segment's length.
             let ptr = unsafe { one.ptr.add(done) };
             let len = (one.len - done).min(TRANSFER_MAX);
-            return (self.single(fd, dir, at, ptr, len as u32, fua), None);
+            return (self.single(dir, at, ptr, len as u32, fua), None);
         }
         if done == 0 && all.len() <= SEGMENTS_MAX {
             // The buffer's own list lies on the heap and lives with it in the slot.
-            return (self.vectored(fd, dir, at, all, fua), None);
+            return (self.vectored(dir, at, all, fua), None);
         }
         let mut skip = done;
         let mut rest = Vec::new();
@@ -200,10 +178,10 @@ impl UringDisk {
             skip = 0;
         }
         let rest = rest.into_boxed_slice();
-        (self.vectored(fd, dir, at, &rest, fua), Some(rest))
+        (self.vectored(dir, at, &rest, fua), Some(rest))
     }
 
-    fn single(&self, fd: &Fd, dir: Dir, at: u64, ptr: *mut u8, len: u32, fua: bool) -> squeue::Entry {
+    fn single(&self, dir: Dir, at: u64, ptr: *mut u8, len: u32, fua: bool) -> squeue::Entry {
         let flags = if fua { libc::RWF_DSYNC } else { 0 };
         let region = self.0.ring.region_of(ptr, len as usize);
         macro_rules! build {
@@ -218,13 +196,13 @@ impl UringDisk {
                 }
             };
         }
-        match fd.slot() {
+        match self.0.fd.slot() {
             Some(fixed) => build!(fixed),
-            None => build!(types::Fd(fd.as_raw_fd())),
+            None => build!(types::Fd(self.0.fd.as_raw_fd())),
         }
     }
 
-    fn vectored(&self, fd: &Fd, dir: Dir, at: u64, segments: &[Segment], fua: bool) -> squeue::Entry {
+    fn vectored(&self, dir: Dir, at: u64, segments: &[Segment], fua: bool) -> squeue::Entry {
         let flags = if fua { libc::RWF_DSYNC } else { 0 };
         // Segment is laid out as iovec.
         let (iov, n) = (segments.as_ptr().cast::<libc::iovec>(), segments.len() as u32);
@@ -241,23 +219,19 @@ impl UringDisk {
                 }
             };
         }
-        match fd.slot() {
+        match self.0.fd.slot() {
             Some(fixed) => build!(fixed),
-            None => build!(types::Fd(fd.as_raw_fd())),
+            None => build!(types::Fd(self.0.fd.as_raw_fd())),
         }
     }
 
     /// The whole of an accepted transfer.
-    async fn transfer(&self, dir: Dir, at: u64, buf: Buf, fua: bool) -> (Result<(), Failed>, Buf) {
-        self.transfer_by(&self.0.fd, dir, at, buf, fua).await
-    }
-
-    async fn transfer_by(&self, fd: &Fd, dir: Dir, at: u64, mut buf: Buf, fua: bool) -> (Result<(), Failed>, Buf) {
+    async fn transfer(&self, dir: Dir, at: u64, mut buf: Buf, fua: bool) -> (Result<(), Failed>, Buf) {
         let len = buf.len();
         let mut done = 0;
         while done < len {
-            let (entry, rest) = self.entry(fd, dir, at, &buf, done, fua);
-            let (cqe, back) = self.submit(fd, entry, Carried { buf, _rest: rest }).await;
+            let (entry, rest) = self.entry(dir, at, &buf, done, fua);
+            let (cqe, back) = self.submit(entry, Carried { buf, _rest: rest }).await;
             buf = back;
             match -cqe.res {
                 0 => return (Err(Failed::EndsAt(at + done as u64)), buf),
@@ -269,13 +243,13 @@ impl UringDisk {
         (Ok(()), buf)
     }
 
-    async fn submit(&self, fd: &Fd, entry: squeue::Entry, carried: Carried) -> (Cqe, Buf) {
+    async fn submit(&self, entry: squeue::Entry, carried: Carried) -> (Cqe, Buf) {
         let keep = match carried._rest {
             None => Keep::Buf(carried.buf),
             Some(_) => Keep::Other(Box::new(carried)),
         };
         // SAFETY: the slot keeps the buffer and the segment list, neither of which moves its memory, and the fd.
-        let op = unsafe { self.0.ring.submit(entry, keep, Some(fd.clone()), OnDrop::Leave) };
+        let op = unsafe { self.0.ring.submit(entry, keep, Some(self.0.fd.clone()), OnDrop::Leave) };
         let (cqe, keep) = op.await;
         let buf = match keep {
             Keep::Buf(buf) => buf,
@@ -410,20 +384,6 @@ impl Disk for UringDisk {
         self.run(Dir::Read, at, buf, false).await
     }
 
-    async fn read_cached(&self, at: u64, mut buf: Buf) -> Done {
-        if let Some(cached) = &self.0.cached
-            && !buf.is_empty()
-            && self.check("read", at, buf.len() as u64).is_ok()
-        {
-            let result;
-            (result, buf) = self.transfer_by(cached, Dir::Read, at, buf, false).await;
-            if result.is_ok() {
-                return (Ok(()), buf);
-            }
-        }
-        self.read(at, buf).await
-    }
-
     async fn write(&self, at: u64, buf: Buf, fua: bool) -> Done {
         self.run(Dir::Write, at, buf, fua).await
     }
@@ -434,7 +394,7 @@ impl Disk for UringDisk {
         if !simple || !self.fits(at, &buf) || self.check(dir.name(), at, buf.len() as u64).is_err() {
             return Err(buf);
         }
-        let (entry, _) = self.entry(&self.0.fd, dir, at, &buf, 0, false);
+        let (entry, _) = self.entry(dir, at, &buf, 0, false);
         // SAFETY: the slot keeps the buffer, whose segments and their list (of several) do not move with it, and the fd.
         unsafe { self.0.ring.submit_landing(entry, buf, self.0.fd.clone(), to, token) };
         Ok(())
@@ -586,15 +546,6 @@ fn open_direct(path: &Path, options: &OpenOptions) -> io::Result<(std::fs::File,
         }
         Err(e) => Err(e),
     }
-}
-
-/// The same file once more, to read through the page cache just what is asked for.
-fn open_cached(path: &Path) -> Result<OwnedFd, EngineError> {
-    let opened = std::fs::File::open(path);
-    let file = opened.map_err(EngineError::io(format!("open {} for cached reads", path.display())))?;
-    // SAFETY: advice on our fd; refused, reads are only larger than asked.
-    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
-    Ok(file.into())
 }
 
 fn device_size(fd: RawFd) -> io::Result<u64> {
