@@ -85,8 +85,10 @@ pub struct Entry {
 impl Entry {
     /// The line with its end.
     pub fn line(&self) -> String {
-        let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { plain(text) };
-        let quoted = |text: &str| format!("\"{}\"", or_dash(text));
+        let shown = |text: &str, space| if text.is_empty() { "-".to_owned() } else { plain(text, space) };
+        // A space would end the field.
+        let or_dash = |text: &str| shown(text, "%20");
+        let quoted = |text: &str| format!("\"{}\"", shown(text, " "));
         let number = |n: Option<u64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let fields = [
@@ -124,8 +126,8 @@ impl Entry {
     }
 }
 
-/// A client's text without what would end a field or a line.
-fn plain(text: &str) -> String {
+/// A client's text without what would end a field or a line; `space` stands for each space.
+fn plain(text: &str, space: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         if out.len() >= FIELD_MAX {
@@ -133,6 +135,7 @@ fn plain(text: &str) -> String {
         }
         match c {
             '"' => out.push_str("%22"),
+            ' ' => out.push_str(space),
             c if c.is_control() => {
                 let _ = write!(out, "%{:02X}", u32::from(c));
             }
@@ -225,6 +228,11 @@ impl Beside {
             Some(_) => format!("GET /{}/{key} HTTP/1.1", self.bucket),
             None => String::new(),
         };
+        // A thousand lines do not repeat what the request's own line says at the client's length.
+        let (referer, agent) = match self.operation {
+            "BATCH.DELETE.OBJECT" => Default::default(),
+            _ => (whole.referer.clone(), whole.agent.clone()),
+        };
         Entry {
             owner: owner.to_owned(),
             bucket: self.bucket.clone(),
@@ -237,6 +245,8 @@ impl Beside {
             size: self.size,
             version: self.version.clone().unwrap_or_default(),
             by_acl: false,
+            referer,
+            agent,
             ..whole.clone()
         }
     }
@@ -427,6 +437,9 @@ mod tests {
         assert_eq!(entry().line(), want);
         let hostile = Entry { agent: "a\" 200 \"\n".into(), ..entry() };
         assert!(hostile.line().contains(" \"a%22 200 %22%0A\" "), "{}", hostile.line());
+        let hostile = Entry { host: "h - - Yes".into(), version: "v s".into(), ..entry() };
+        assert!(hostile.line().ends_with(" h%20-%20-%20Yes - - -\n"), "{}", hostile.line());
+        assert!(hostile.line().contains(" v%20s "), "{}", hostile.line());
     }
 
     #[test]

@@ -46,6 +46,14 @@ impl Which {
                 .ok_or_else(|| Error::new(Kind::InvalidArgument, "Invalid version id specified")),
         }
     }
+    /// The version that is named, as S3 shows it.
+    pub fn text(self) -> Option<String> {
+        match self {
+            Self::Current => None,
+            Self::Null => Some("null".into()),
+            Self::Id(id) => Some(id.to_hex()),
+        }
+    }
     /// True when the request names a version.
     pub fn is_named(self) -> bool {
         self != Self::Current

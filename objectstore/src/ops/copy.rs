@@ -50,7 +50,7 @@ pub async fn source<B: BulkStore>(
             _ => "REST.COPY.OBJECT_GET",
         };
         let size = opened.as_ref().ok().map(|(found, _)| found.object.size);
-        let (bucket, key, version) = (bucket.to_string(), key.to_string(), version_id.as_deref().map(str::to_owned));
+        let (bucket, key, version) = (bucket.to_string(), key.to_string(), which.text());
         let line = Beside { operation, bucket, key, version, status: 200, error: "", size };
         let line = opened.as_ref().err().map_or(line.clone(), |error| line.failed(error));
         // Once for a request.

@@ -176,9 +176,17 @@ fn keys_of_delete_objects_and_sources_of_copies_have_lines_of_their_own() {
         copy(&format!("/quiet/m?partNumber=1&uploadId={id}"), "/bucket/c").await.ok();
         let long = "k".repeat(1_025);
         let keys = ["a b", "c", "absent", &long].map(|key| format!("<Object><Key>{key}</Key></Object>")).concat();
+        let named = |key: &str, id: &str| format!("<Object><Key>{key}</Key><VersionId>{id}</VersionId></Object>");
+        let keys = keys + &named("v1", "null") + &named("v2", "0 1 - Yes");
         let document = format!("<Delete><Quiet>true</Quiet>{keys}</Delete>");
         let sum = karri_objectstore::digest::base64(&karri_objectstore::digest::md5(document.as_bytes()));
-        w.req("POST", "/bucket?delete").header("content-md5", sum).body(document).send().await.ok();
+        let delete = || {
+            let request = w.req("POST", "/bucket?delete").header("content-md5", sum.as_str()).body(document.clone());
+            request.header("referer", "from").header("user-agent", "agent")
+        };
+        delete().send().await.ok();
+        // Let in as far as each key goes, and then refused each: one line.
+        delete().anonymous().send().await;
         delivery::deliver(&w.core, Duration::ZERO).await;
         let key = w.get("/logs").await.ok().one("Key");
         let text = w.get(&format!("/logs/{key}")).await.ok().text();
@@ -197,7 +205,10 @@ fn keys_of_delete_objects_and_sources_of_copies_have_lines_of_their_own() {
         is_there(&[" REST.COPY.OBJECT_GET absent ", " 404 NoSuchKey - - "]);
         is_there(&[" REST.COPY.OBJECT e ", " 200 "]);
         is_there(&[" REST.COPY.PART_GET c ", " 200 - - 5 "]);
-        is_there(&[" REST.POST.MULTI_OBJECT_DELETE - "]);
+        is_there(&[" REST.POST.MULTI_OBJECT_DELETE - ", ":user/admin ", " \"from\" \"agent\" "]);
+        is_there(&[" REST.POST.MULTI_OBJECT_DELETE - ", " \"from\" \"agent\" "]);
+        is_there(&[" BATCH.DELETE.OBJECT v1 \"-\" 204 - - - ", " \"-\" \"-\" null "]);
+        is_there(&[" BATCH.DELETE.OBJECT v2 \"-\" 400 InvalidArgument - - ", " \"-\" \"-\" - "]);
         for key in ["a%20b", "c", "absent"] {
             is_there(&[
                 &format!(" BATCH.DELETE.OBJECT {key} \"-\" 204 - - - "),
