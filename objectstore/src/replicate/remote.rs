@@ -147,27 +147,15 @@ impl<B: BulkStore> To<'_, B> {
     /// delete marker would delete it for good: so nothing is sent there.
     async fn keeps_versions(&self) -> Result<(), Trouble> {
         let (bucket, now) = (&self.carried.rule.to.bucket, self.core.now());
-        // A Walrus refuses replicas itself. Of others it is asked right before each deletion.
-        let believed = !self.carried.object.marker || self.remote.keeps_ids.load(Ordering::Relaxed);
-        if believed && self.remote.is_versioned(bucket, now) {
+        // It is asked right before each deletion. That it was a Walrus once, which refuses replicas itself, says nothing of now.
+        if !self.carried.object.marker && self.remote.is_versioned(bucket, now) {
             return Ok(());
         }
         let query = [("versioning", "")];
         let parts = self.remote.s3.request(Method::GET, bucket, None, &query, &[], Payload::Bytes(b""), now);
         let parts = parts.map_err(Trouble::Refused)?;
         let reply = checked(self.outbound.ask(&self.remote.endpoint, parts, Body::whole(Bytes::new())).await);
-        let refused = |why: &str| {
-            Trouble::Refused(format!("versioning must be enabled on the remote's bucket {bucket:?}, and {why}"))
-        };
-        let kept = match reply {
-            Ok(reply) => match Element::parse(&reply.body, "VersioningConfiguration") {
-                Ok(e) if e.text_of("Status") == Some("Enabled") => Ok(()),
-                Ok(_) => Err(refused("it is not")),
-                Err(_) => Err(refused("what the remote says of it is not understood")),
-            },
-            Err(Trouble::Refused(why)) => Err(refused(&format!("whether it is the remote does not say: {why}"))),
-            Err(other) => Err(other),
-        };
+        let kept = enabled(bucket, reply);
         self.remote.set_versioned(bucket, kept.is_ok().then_some(now));
         kept
     }
@@ -378,6 +366,22 @@ impl<B: BulkStore> To<'_, B> {
     }
 }
 
+/// Whether versioning is enabled, by the answer to GetBucketVersioning. Where it is not, or that is not known, nothing may go to
+/// the destination until somebody has mended it: that is no fault of the one change.
+fn enabled(bucket: &str, reply: Result<Reply, Trouble>) -> Result<(), Trouble> {
+    let away =
+        |why: &str| Trouble::Away(format!("versioning must be enabled on the remote's bucket {bucket:?}, and {why}"));
+    match reply {
+        Ok(reply) => match Element::parse(&reply.body, "VersioningConfiguration") {
+            Ok(e) if e.text_of("Status") == Some("Enabled") => Ok(()),
+            Ok(_) => Err(away("it is not")),
+            Err(_) => Err(away("what the remote says of it is not understood")),
+        },
+        Err(Trouble::Refused(why)) => Err(away(&format!("whether it is the remote does not say: {why}"))),
+        Err(other) => Err(other),
+    }
+}
+
 /// The answer, if it is one of success.
 fn checked(reply: Result<Reply, Unanswered>) -> Result<Reply, Trouble> {
     let reply = reply.map_err(|e| if e.connected { Trouble::Later(e.why) } else { Trouble::Away(e.why) })?;
@@ -522,6 +526,27 @@ mod tests {
         for (connected, away) in [(false, true), (true, false)] {
             let got = checked(Err(Unanswered { connected, why: "gone".into() }));
             assert_eq!(matches!(got, Err(Trouble::Away(_))), away);
+        }
+    }
+
+    #[test]
+    fn a_bucket_that_keeps_no_versions_is_away() {
+        let status = |status: &str| format!("<VersioningConfiguration>{status}</VersioningConfiguration>");
+        let denied = "<Error><Code>AccessDenied</Code></Error>".to_owned();
+        for (code, body, want) in [
+            (200, status("<Status>Enabled</Status>"), true),
+            (200, status("<Status>Suspended</Status>"), false),
+            (200, status(""), false),
+            (200, "<html/>".into(), false),
+            (403, denied, false),
+            (501, String::new(), false),
+        ] {
+            let status = StatusCode::from_u16(code).unwrap();
+            let reply = Reply { status, headers: http::HeaderMap::new(), body: body.clone().into() };
+            match enabled("b", checked(Ok(reply))) {
+                Ok(()) => assert!(want, "{body}"),
+                Err(trouble) => assert!(!want && matches!(trouble, Trouble::Away(_)), "{body}: {trouble:?}"),
+            }
         }
     }
 
