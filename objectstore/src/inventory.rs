@@ -99,12 +99,15 @@ impl Default for Reporter {
 /// tried again when the next one is due, and [`TRIES`] times before where that is this Walrus's fault.
 ///
 /// # Errors
-/// The store's, when it cannot be read what is due.
+/// The store's, when buckets cannot be listed.
 pub async fn round<B: BulkStore>(core: &CoreRef<B>, calendar: Calendar, reporter: &mut Reporter) -> Result<u64> {
     let mut names = Vec::new();
     core.each_pair(keys::all(b'B'), PAGE, |key, raw| {
-        if Bucket::decode(raw)?.documents.has(Doc::Inventory) {
-            names.push(String::from_utf8_lossy(&key[1..]).into_owned());
+        let name = String::from_utf8_lossy(&key[1..]).into_owned();
+        match Bucket::decode(raw) {
+            Ok(bucket) if bucket.documents.has(Doc::Inventory) => names.push(name),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(bucket = name, error = %error, "a bucket's record is damaged"),
         }
         Ok(())
     })
@@ -122,7 +125,17 @@ pub async fn round<B: BulkStore>(core: &CoreRef<B>, calendar: Calendar, reporter
         for inventory in known.settings.inventories.iter().filter(|inventory| inventory.enabled) {
             let note = noted(known.bucket().id, &inventory.id);
             let now = core.now();
-            let last = core.meta.get(note.clone()).await?.map(|raw| time_of(&raw)).transpose()?;
+            let unread = |error: &dyn std::fmt::Display| {
+                tracing::warn!(bucket = name, id = inventory.id, %error, "an inventory report's last time cannot be read");
+            };
+            let last = match core.meta.get(note.clone()).await {
+                // A damaged one is written anew with the report.
+                Ok(raw) => raw.and_then(|raw| time_of(&raw).inspect_err(|error| unread(error)).ok()),
+                Err(error) => {
+                    unread(&error);
+                    continue;
+                }
+            };
             if last.is_some_and(|last| !is_due(last, now, inventory.days, calendar)) {
                 continue;
             }
@@ -143,7 +156,9 @@ pub async fn round<B: BulkStore>(core: &CoreRef<B>, calendar: Calendar, reporter
             // Also where it may not be written: it is tried again when the next one is due.
             let mut record = Writer::new(b'C');
             record.number(1, now.0);
-            core.commit(Batch::new().put(note, record.finish())).await?;
+            if let Err(error) = core.commit(Batch::new().put(note, record.finish())).await {
+                tracing::warn!(bucket = name, id = inventory.id, error = %error, "an inventory report's time is not noted");
+            }
         }
     }
     Ok(made)

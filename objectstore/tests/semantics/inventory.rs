@@ -201,5 +201,13 @@ fn a_bucket_whose_report_fails_holds_up_no_other() {
         assert_eq!(noted(), 1);
         inventory::round(&w.core, LATER, &mut reporter).await.unwrap();
         assert_eq!(noted(), 2);
+        // Nor do a damaged bucket and damaged notes; these are written anew.
+        let mut batch = karri_meta::Batch::new().put("B0damaged", "x");
+        for (key, _) in w.meta.dump().into_iter().filter(|(key, _)| key.starts_with(b"Cinventory/")) {
+            batch = batch.put(key, "x");
+        }
+        w.core.commit(batch).await.unwrap();
+        assert_eq!(inventory::round(&w.core, LATER, &mut reporter).await.unwrap(), 1);
+        assert_eq!(inventory::round(&w.core, Calendar::default(), &mut reporter).await.unwrap(), 0, "it is noted");
     });
 }
