@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
+
 use super::*;
 use crate::identity::records::{AccessKey, Bearer, Entity, Login};
 use crate::identity::secrets::{access_key_id, hash_password, secret};
@@ -111,16 +113,26 @@ pub(super) fn list(
 /// A password's hash and salt.
 type Hashed = (String, String);
 
-/// Hashes a password on a thread that may take its time.
+/// Passwords hashed at once, by all callers: each takes a processor.
+static HASHING: Semaphore = Semaphore::const_new(2);
+
+/// Hashes a password on a thread that may take its time, when it is its turn.
 async fn hashed(password: &str) -> ApiResult<Hashed> {
     if !(8..=128).contains(&password.chars().count()) {
         return Err(ApiError::new(Code::PasswordPolicyViolation, "Password should have 8 to 128 characters"));
     }
-    let password = password.to_owned();
-    tokio::task::spawn_blocking(move || hash_password(&password)).await.map_err(|error| {
+    let failed = |error: &dyn std::fmt::Display| {
         tracing::error!(%error, "a password could not be hashed");
         ApiError::new(Code::InternalError, "An internal error has occurred")
-    })
+    };
+    let password = password.to_owned();
+    let turn = HASHING.acquire().await.map_err(|error| failed(&error))?;
+    let hash = move || {
+        // Held to the end, also where the caller has gone.
+        let _turn = turn;
+        hash_password(&password)
+    };
+    tokio::task::spawn_blocking(hash).await.map_err(|error| failed(&error))
 }
 
 pub(super) async fn hash_created(r: &iam::CreateLoginProfileRequest) -> ApiResult<Hashed> {
