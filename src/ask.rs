@@ -18,8 +18,8 @@ use crate::supervisor::scheme;
 pub fn env(layout: &Layout) -> Result<ExitCode> {
     let runtime = layout.read_runtime()?;
     let admin = layout.read_credentials()?.admin;
-    let scheme = scheme(runtime.tls);
-    let (api, s3) = (format!("{scheme}://{}", runtime.api), format!("{scheme}://{}", runtime.s3));
+    let api = format!("{}://{}", scheme(runtime.api_tls()), runtime.api);
+    let s3 = format!("{}://{}", scheme(runtime.tls), runtime.s3);
     let lines = [
         ("AWS_ACCESS_KEY_ID", admin.access_key_id),
         ("AWS_SECRET_ACCESS_KEY", admin.secret_access_key),

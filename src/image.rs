@@ -59,7 +59,7 @@ pub fn add(layout: &Layout, files: &Files) -> Result<ExitCode> {
     let cloud = Cloud {
         s3: S3::new(&format!("http://{}", runtime.s3_inner), layout.read_credentials()?.admin, &runtime.region)
             .map_err(|why| anyhow!(why))?,
-        api: format!("http://{}/", runtime.api_inner),
+        api: format!("http://{}/", runtime.api_plain()),
         key: layout.read_credentials()?.admin,
         region: runtime.region,
         client: Client::builder(TokioExecutor::new()).build_http(),

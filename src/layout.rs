@@ -173,11 +173,12 @@ pub struct Runtime {
     pub api: SocketAddr,
     /// S3.
     pub s3: SocketAddr,
-    /// Both speak TLS there.
-    #[serde(default)]
+    /// Both speak TLS there; S3 only where `api_inner` is not said.
+    #[serde(default, alias = "s3_tls")]
     pub tls: bool,
-    /// The APIs in plain HTTP, for this machine.
-    pub api_inner: SocketAddr,
+    /// The APIs in plain HTTP, for this machine; at `api` where an older `karri up` does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_inner: Option<SocketAddr>,
     /// S3 in plain HTTP, for this machine.
     pub s3_inner: SocketAddr,
     /// The web console.
@@ -186,6 +187,17 @@ pub struct Runtime {
     pub metrics: SocketAddr,
     /// The roles' gRPC listeners.
     pub grpc: std::collections::BTreeMap<String, SocketAddr>,
+}
+
+impl Runtime {
+    /// The APIs in plain HTTP, for this machine.
+    pub fn api_plain(&self) -> SocketAddr {
+        self.api_inner.unwrap_or(self.api)
+    }
+    /// True where `api` speaks TLS.
+    pub fn api_tls(&self) -> bool {
+        self.tls && self.api_inner.is_some()
+    }
 }
 
 /// A file lock, held until dropped or the process ends.
@@ -304,6 +316,21 @@ mod tests {
         assert!(refusal.contains(&format!("pid {}", std::process::id())), "{refusal}");
         drop(held);
         layout.lock().unwrap();
+    }
+
+    #[test]
+    fn what_an_older_karri_up_says_is_understood() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::find(Some(dir.path())).unwrap();
+        let old = "pid = 7\nregion = \"r\"\napi = \"127.0.0.1:1\"\ns3 = \"127.0.0.1:2\"\ns3_tls = true\n\
+            s3_inner = \"127.0.0.1:3\"\nconsole = \"127.0.0.1:4\"\nmetrics = \"127.0.0.1:5\"\n[grpc]\n";
+        fs::write(layout.runtime_path(), old).unwrap();
+        let read = layout.read_runtime().unwrap();
+        assert_eq!((read.tls, read.api_tls(), read.api_plain()), (true, false, read.api));
+        let inner = Some("127.0.0.1:6".parse().unwrap());
+        layout.write_runtime(&Runtime { api_inner: inner, ..read }).unwrap();
+        let read = layout.read_runtime().unwrap();
+        assert_eq!((read.api_tls(), Some(read.api_plain())), (true, inner));
     }
 
     #[test]

@@ -205,7 +205,7 @@ impl Addresses {
             api: self.api,
             s3: self.s3,
             tls: self.tls,
-            api_inner: self.api_inner,
+            api_inner: Some(self.api_inner),
             s3_inner: self.inner,
             console: self.console,
             metrics: self.metrics,
