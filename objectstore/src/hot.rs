@@ -6,6 +6,9 @@
 //! checksum. Blobs never change and their ids are never used again, so nothing here can be out of date; what was deleted
 //! is not asked for any more and is pushed out by others.
 //!
+//! What is not here costs a read two short turns of one lock that all cores share, and no copy: what is kept is the buffer
+//! that was read. The disk may meanwhile have rotted under what is here: the scrub reads past it.
+//!
 //! Room is bounded in bytes for the whole process; a window counts as the memory that it holds ([`cost`]), and small ones
 //! are not kept. What goes is chosen by CLOCK: a hand goes over the windows; one that
 //! was read since the hand was there last stays, and then the newcomer is not kept. So a set that is larger than the room
