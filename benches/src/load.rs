@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Method, Request, StatusCode};
@@ -25,6 +26,8 @@ use crate::table::{Sample, percentile};
 const BUCKET: &str = "bench";
 /// What one measurement writes at most.
 const WRITTEN_MAX: u64 = 1 << 30;
+/// How long DELETE's objects are put at most, in seconds: a slow server has fewer to delete.
+const FILL_S: u64 = 10;
 /// Keys of one page of a listing.
 pub const PAGE: usize = 1000;
 
@@ -83,7 +86,9 @@ impl Bucket {
         bucket.runtime.block_on(LocalSet::new().run_until(async {
             let mut connection = Connection::open(addr, bucket.s3.clone()).await?;
             let (status, _) = connection.send(Method::PUT, None, &[], Bytes::new()).await?;
-            status.is_success().then_some(()).ok_or_else(|| format!("making the bucket: {status}"))
+            // Asked twice, where the first answer was lost.
+            let made = status.is_success() || status == StatusCode::CONFLICT;
+            made.then_some(()).ok_or_else(|| format!("making the bucket: {status}"))
         }))?;
         Ok(bucket)
     }
@@ -111,7 +116,7 @@ impl Bucket {
     /// A sentence, where a request fails or all do not end within 90 seconds more.
     pub fn run(&self, work: Workload, time: Duration, seed: u64, cpu_us: impl Fn() -> u64) -> Result<Sample, String> {
         let first = self.there(work.bytes);
-        let most = match work.kind {
+        let mut most = match work.kind {
             Kind::Delete => (time.as_secs_f64() * 4000.0) as u64,
             Kind::Put => WRITTEN_MAX / work.bytes.max(1) as u64,
             Kind::Mix => WRITTEN_MAX / work.bytes.max(1) as u64 * 3,
@@ -123,8 +128,8 @@ impl Bucket {
             _ => name(work.bytes, first + n),
         };
         if work.kind == Kind::Delete {
-            let filling = Workload { kind: Kind::Put, connections: 16, ..work };
-            self.drive(filling, seed, |n| n < most, &key)?;
+            let (filling, began) = (Workload { kind: Kind::Put, connections: 16, ..work }, Instant::now());
+            (_, most) = self.drive(filling, seed, |n| n < most && began.elapsed().as_secs() < FILL_S, &key)?;
             self.deleted.set(fresh + most);
         } else if work.kind != Kind::Put && first == 0 {
             return Err("no object to get".into());
@@ -204,7 +209,7 @@ impl Bucket {
         let local = LocalSet::new();
         let all = self.runtime.block_on(local.run_until(async {
             let time_limit = Duration::from_secs(90);
-            let all = futures_join(loops.collect());
+            let all = join_all(loops);
             tokio::time::timeout(time_limit, all).await.map_err(|_| "requests have not ended within 90 s".to_owned())
         }))?;
         let mut latencies = Vec::new();
@@ -217,26 +222,6 @@ impl Bucket {
 
 fn name(bytes: usize, n: u64) -> String {
     format!("{bytes}/{:02x}/{n:08}", n % 64)
-}
-
-/// All of them at once, on this thread.
-async fn futures_join<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    let mut pinned: Vec<_> = futures.into_iter().map(Box::pin).collect();
-    let mut outputs: Vec<Option<F::Output>> = pinned.iter().map(|_| None).collect();
-    std::future::poll_fn(|context| {
-        let mut pending = false;
-        for (future, output) in pinned.iter_mut().zip(&mut outputs) {
-            if output.is_none() {
-                match future.as_mut().poll(context) {
-                    std::task::Poll::Ready(value) => *output = Some(value),
-                    std::task::Poll::Pending => pending = true,
-                }
-            }
-        }
-        if pending { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
-    })
-    .await;
-    outputs.into_iter().flatten().collect()
 }
 
 struct Connection {

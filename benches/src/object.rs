@@ -10,14 +10,16 @@
 //! measurement; with all peers it wants 50 GiB of free space.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::Settings;
 use crate::load::{Bucket, Kind, Workload};
 use crate::peers::{self, Peer};
-use crate::server::{Server, pin_load};
+use crate::server::{self, Server, pin_load};
 use crate::table::Results;
 
+/// A server that listens answers within this time.
+const READY: Duration = Duration::from_secs(30);
 const TINY: usize = 100;
 const SMALL: usize = 4 << 10;
 const LARGE: usize = 1 << 20;
@@ -58,6 +60,8 @@ pub fn everything(settings: &Settings) -> Result<(), String> {
         Peer::Rgw,
         Peer::Raw,
     ];
+    // What was measured before a failure is printed all the same.
+    let mut outcome = Ok(());
     let mut results = Results::default();
     for bytes in [SMALL, 64 << 10, LARGE, 16 << 20] {
         let kinds: &[(&str, Kind)] = match bytes {
@@ -76,14 +80,14 @@ pub fn everything(settings: &Settings) -> Result<(), String> {
             workloads.extend([1, 8, 64].map(|connections| named(name, Workload { kind, bytes, connections })));
         }
         let fill = vec![(bytes, ((256 << 20) / bytes as u64).min(2000))];
-        measure(settings, &Group { fill, workloads }, &servers, true, &mut results)?;
+        outcome = outcome.and_then(|()| measure(settings, &Group { fill, workloads }, &servers, true, &mut results));
     }
     let title = format!(
         "S3, server on one core, load on the other, medians of {} rounds of {} s",
         settings.rounds, settings.seconds
     );
     results.print(&title, "karri");
-    Ok(())
+    outcome
 }
 
 /// `list`: a page of a small and a large bucket, and how soon the server is there again after kill -9 with each.
@@ -164,6 +168,7 @@ fn measure(
                 }
                 let sample = bucket.run(*work, settings.time(), round as u64, || server.cpu_us());
                 let sample = sample.map_err(|e| format!("{}, {workload}: {e}", server.name))?;
+                eprintln!("{}. {workload}, {}: {:.0}/s, {:.0} us CPU", round + 1, server.name, sample.rate, sample.cpu_us);
                 results.add(workload, server.name, sample);
             }
         }
@@ -176,6 +181,14 @@ fn measure(
 
 fn begin(settings: &Settings, peer: Peer, folder: &Path, pinned: bool) -> Result<Option<(Server, Bucket)>, String> {
     let Some(started) = peers::start(settings, peer, folder, pinned)? else { return Ok(None) };
-    let bucket = Bucket::make(started.addr, started.key).map_err(|e| format!("{}: {e}", started.server.name))?;
-    Ok(Some((started.server, bucket)))
+    let (began, mut pause) = (Instant::now(), Duration::from_millis(20));
+    loop {
+        // A server may listen before it can answer.
+        match Bucket::make(started.addr, started.key.clone()) {
+            Ok(bucket) => return Ok(Some((started.server, bucket))),
+            Err(e) if began.elapsed() > READY => return Err(format!("{}: {e}", started.server.name)),
+            Err(_) => server::pause(pause),
+        }
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
 }

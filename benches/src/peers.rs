@@ -163,7 +163,7 @@ fn weed(settings: &Settings, folder: &Path, durable: bool, pinned: bool) -> Resu
     let args = format!(
         "-logdir={0} server -dir={0}/data -ip=127.0.0.1 -ip.bind=127.0.0.1 -s3 -s3.port={1} -s3.config={0}/s3.json \
          -filer -master.port={2} -master.port.grpc={3} -volume.port={4} -volume.port.grpc={5} -filer.port={6} \
-         -filer.port.grpc={7} -s3.port.grpc={8} -master.volumeSizeLimitMB=1024 -volume.max=50",
+         -filer.port.grpc={7} -s3.port.grpc={8} -s3.port.iceberg=0 -s3.port.lance=0 -master.volumeSizeLimitMB=1024 -volume.max=50",
         folder.display(),
         addr.port(),
         ports[0],
@@ -179,8 +179,9 @@ fn weed(settings: &Settings, folder: &Path, durable: bool, pinned: bool) -> Resu
     if durable {
         // Sync what is written below /buckets/ before answering; repeated until the filer is up.
         server.wait(folder, "weed.log", || {
-            let mut shell = Command::new(&program);
-            shell.arg("shell").arg(format!("-master=127.0.0.1:{}.{}", ports[0], ports[1])).stdin(Stdio::piped());
+            // It waits for ever for a server that has gone.
+            let mut shell = Command::new("timeout");
+            shell.arg("20").arg(&program).arg("shell").arg(format!("-master=127.0.0.1:{}.{}", ports[0], ports[1])).stdin(Stdio::piped());
             let spawned = shell.current_dir(folder).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
             let Ok(mut child) = spawned else { return false };
             if let Some(mut input) = child.stdin.take() {

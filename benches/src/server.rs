@@ -87,8 +87,7 @@ impl Server {
                 let what = ended.map_or("is not ready after 30 s".into(), |status| format!("ended: {status}"));
                 return Err(format!("{} {what}; {}", self.name, end.join(" | ")));
             }
-            // Nothing tells when a foreign server listens: look again soon.
-            let _ = rustix::event::poll(&mut [], Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 }));
+            pause(Duration::from_millis(20));
         }
         Ok(())
     }
@@ -101,6 +100,12 @@ impl Drop for Server {
             let _ = child.wait();
         }
     }
+}
+
+/// Nothing tells when a foreign server is ready: look again after this long.
+pub fn pause(time: Duration) {
+    let time = rustix::event::Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) };
+    let _ = rustix::event::poll(&mut [], Some(&time));
 }
 
 /// Keeps this process, the load, to its core.
