@@ -115,13 +115,38 @@ impl Running for Walrus {
     }
 }
 
-/// Keeps the ring as the cloud says, for ever.
+/// Keeps the ring as the cloud says, for ever, and what the cloud said for a restart without it.
 async fn watch(cloud: Channel, ring: KeyRing, meta: Arc<dyn MetaStore>, master: Secret) {
+    let news = News::new(None);
+    tokio::join!(listen(cloud, ring, &news), keep(news.subscribe(), &meta, &master));
+}
+
+/// What the cloud said last.
+type News = tokio::sync::watch::Sender<Option<Arc<proto::Keys>>>;
+
+/// Writes news down. Those that come meanwhile wait for nothing: only the last ones count. A directory of thousands of users
+/// is megabytes, so a pause follows in proportion: writing takes a tenth of the time at most.
+async fn keep(
+    mut news: tokio::sync::watch::Receiver<Option<Arc<proto::Keys>>>,
+    meta: &Arc<dyn MetaStore>,
+    master: &Secret,
+) {
+    while news.changed().await.is_ok() {
+        let Some(keys) = news.borrow_and_update().clone() else { continue };
+        let began = Instant::now();
+        if let Err(error) = remember(meta, master, &keys).await {
+            tracing::warn!(role = "walrus", error = %error, "the keys could not be kept for a restart without the cloud");
+        }
+        tokio::time::sleep(began.elapsed() * 9).await;
+    }
+}
+
+async fn listen(cloud: Channel, ring: KeyRing, news: &News) {
     let mut pause = BACK_OFF.0;
     let mut outage = Outage::default();
     loop {
         let heard = || outage = Outage::default();
-        match follow(cloud.clone(), &ring, (&meta, &master), &mut pause, heard).await {
+        match follow(cloud.clone(), &ring, news, &mut pause, heard).await {
             Ok(()) => tracing::debug!(role = "walrus", "the cloud ended the stream of keys"),
             Err(error) if outage.is_to_be_told(Instant::now()) => {
                 tracing::warn!(role = "walrus", error = %error, keys = ring.len(), "no news of keys; going on with those known");
@@ -152,7 +177,7 @@ impl Outage {
 async fn follow(
     cloud: Channel,
     ring: &KeyRing,
-    (meta, master): (&Arc<dyn MetaStore>, &Secret),
+    news: &News,
     pause: &mut Duration,
     mut heard: impl FnMut(),
 ) -> Result<(), tonic::Status> {
@@ -162,9 +187,7 @@ async fn follow(
         fill(ring, &keys);
         *pause = BACK_OFF.0;
         heard();
-        if let Err(error) = remember(meta, master, &keys).await {
-            tracing::warn!(role = "walrus", error = %error, "the keys could not be kept for a restart without the cloud");
-        }
+        news.send_replace(Some(Arc::new(keys)));
     }
     Ok(())
 }

@@ -51,6 +51,7 @@ use crate::cloud::error::{ApiError, Code};
 use records::{AccessKey, Account, Bearer, Entity, User};
 use secrets::Sealer;
 use state::{State, StateError};
+use karri_base::proto;
 
 impl From<StateError> for ApiError {
     fn from(e: StateError) -> Self {
@@ -73,6 +74,7 @@ pub struct Directory {
 
 /// A key to have from the start.
 #[derive(Clone)]
+    told: RwLock<Arc<proto::Keys>>,
 pub struct Seed {
     /// Whose.
     pub account: AccountId,
@@ -123,6 +125,7 @@ impl Directory {
     pub fn with_oidc(self, folder: impl Into<PathBuf>) -> Self {
         Self { oidc: Some(folder.into()), ..self }
     }
+            told: RwLock::default(),
     /// Where providers' keys lie.
     pub fn oidc(&self) -> Option<&Path> {
         self.oidc.as_deref()
@@ -181,7 +184,11 @@ impl Directory {
     }
 
     fn refill(&self) {
-        for what in self.ring.fill(&self.told()) {
+        let told = self.tell();
+        if *self.told() == told {
+            return;
+        }
+        for what in self.ring.fill(&told) {
             tracing::warn!(error = %what, "an identity cannot be used");
         }
     }
@@ -223,10 +230,12 @@ impl Directory {
         let lacks = |has: &str, is: &str| has.is_empty() && !is.is_empty();
         if lacks(&account.name, name) || lacks(&account.email, &seed.email) {
             let account = Arc::make_mut(account);
+    /// Tells the ring here and whoever watches; a change of nothing that they need to know is not told.
             (account.name, account.email) = (name.to_owned(), seed.email.clone());
         }
         let bearer = match seed.name.as_str() {
             "root" => Bearer::Root,
+        *self.told.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(told);
             SYSTEM => Bearer::System,
             name => {
                 let key = records::named(&seed.account, name);

@@ -76,6 +76,10 @@ struct Known {
     /// By unique id; roots by account number.
     principals: HashMap<String, Arc<Identity>>,
     accounts: Vec<Account>,
+    /// Where an account is among them.
+    places: HashMap<AccountId, usize>,
+    /// Policies by their text: what did not change need not be read again.
+    policies: HashMap<String, Arc<Policy>>,
     session_key: Option<SessionKey>,
     sessions: Mutex<HashMap<String, (String, u64, SignedIn)>>,
 }
@@ -182,7 +186,7 @@ impl KeyRing {
     /// Replaces everything by what the cloud told. What this version cannot read is left out and named: a principal
     /// with a policy that is none may do nothing.
     pub fn fill(&self, told: &proto::Keys) -> Vec<String> {
-        let (known, complaints) = Known::of(told);
+        let (known, complaints) = Known::of(told, &self.known());
         self.set(known);
         complaints
     }
@@ -213,18 +217,25 @@ fn principal_of(account: &AccountId, arn: &str) -> Principal {
 }
 
 impl Known {
-    fn of(told: &proto::Keys) -> (Self, Vec<String>) {
+    fn of(told: &proto::Keys, before: &Self) -> (Self, Vec<String>) {
         let (mut known, mut complaints) = (Self::default(), Vec::new());
         known.session_key = SessionKey::from_slice(&told.session_key);
         let policies: Vec<Option<Arc<Policy>>> = told
             .policies
             .iter()
-            .map(|text| match Policy::parse(text, Use::Simulated) {
-                Ok(policy) => Some(Arc::new(policy)),
-                Err(error) => {
-                    complaints.push(format!("a policy: {error}"));
-                    None
-                }
+            .map(|text| {
+                let policy = match before.policies.get(text) {
+                    Some(policy) => policy.clone(),
+                    None => match Policy::parse(text, Use::Simulated) {
+                        Ok(policy) => Arc::new(policy),
+                        Err(error) => {
+                            complaints.push(format!("a policy: {error}"));
+                            return None;
+                        }
+                    },
+                };
+                known.policies.insert(text.clone(), policy.clone());
+                Some(policy)
             })
             .collect();
         for told in &told.principals {
@@ -280,7 +291,7 @@ impl Known {
         for told in &told.accounts {
             let Ok(id) = told.id.parse::<AccountId>() else { continue };
             known.meet(&id);
-            if let Some(account) = known.accounts.iter_mut().find(|a| a.id == id) {
+            if let Some(account) = known.places.get(&id).and_then(|at| known.accounts.get_mut(*at)) {
                 (account.name, account.email) = (told.name.clone(), told.email.clone());
             }
         }
@@ -288,7 +299,8 @@ impl Known {
     }
 
     fn meet(&mut self, account: &AccountId) {
-        if !self.accounts.iter().any(|a| a.id == *account) {
+        if !self.places.contains_key(account) {
+            self.places.insert(account.clone(), self.accounts.len());
             self.accounts.push(Account { id: account.clone(), name: String::new(), email: String::new() });
         }
     }
@@ -302,7 +314,7 @@ impl Known {
         let known = match self.principals.get(of) {
             Some(known) => Identity::clone(known),
             // Roots need not be told.
-            None => Identity::root(&of.parse().ok().filter(|a| self.accounts.iter().any(|known| known.id == *a))?),
+            None => Identity::root(&of.parse().ok().filter(|a| self.places.contains_key(a))?),
         };
         let account = known.principal.account.clone()?;
         let mut identity = known;
