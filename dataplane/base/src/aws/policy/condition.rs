@@ -224,6 +224,11 @@ impl Condition {
         std::iter::once(self.key.as_str()).chain(self.wanted.iter().flat_map(Wanted::keys))
     }
 
+    /// True where it names no value, and so holds for none.
+    pub fn names_no_value(&self) -> bool {
+        self.wanted.is_empty()
+    }
+
     /// True where it holds.
     pub fn holds(&self, values: &dyn Values) -> bool {
         let Operator { test, negated, if_exists, set } = self.operator;

@@ -77,6 +77,15 @@ pub enum PolicyError {
     },
 }
 
+/// Something wrong in a document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// In which statement, from 0; none where it is the document's.
+    pub statement: Option<usize>,
+    /// What.
+    pub error: PolicyError,
+}
+
 fn malformed<T>(why: impl Into<String>) -> Result<T, PolicyError> {
     Err(PolicyError::Malformed(why.into()))
 }
@@ -114,6 +123,19 @@ pub struct ActionPattern {
     /// As written.
     pub text: String,
     pattern: Pattern,
+}
+
+impl ActionPattern {
+    /// True where it means this action.
+    pub fn matches(&self, action: &str) -> bool {
+        self.pattern.matches(action, Compare { wild: true, fold: true }, &()) == Some(true)
+    }
+
+    /// True where it surely means all that the other one means.
+    pub fn covers(&self, other: &Self) -> bool {
+        // `?` would take the other's `*` for one letter.
+        self.text.eq_ignore_ascii_case(&other.text) || (!self.text.contains('?') && self.matches(&other.text))
+    }
 }
 
 /// A pattern of resources.
@@ -163,6 +185,42 @@ impl Policy {
     /// assert!(Policy::parse(text, Use::Bucket).is_err(), "a bucket policy names principals");
     /// ```
     pub fn parse(text: &str, purpose: Use) -> Result<Self, PolicyError> {
+        Self::check(text, purpose).map_err(|faults| match faults.into_iter().next() {
+            Some(Fault { statement: Some(at), error }) => at_statement(at, error),
+            Some(Fault { error, .. }) => error,
+            None => unreachable!("what is refused has a reason"),
+        })
+    }
+
+    /// As [`Policy::parse`], with all faults of its statements, each statement's first.
+    ///
+    /// # Errors
+    /// At least one.
+    pub fn check(text: &str, purpose: Use) -> Result<Self, Vec<Fault>> {
+        let whole = |error| vec![Fault { statement: None, error }];
+        let (id, variables, items) = Self::outline(text, purpose).map_err(whole)?;
+        let (mut statements, mut faults) = (Vec::new(), Vec::new());
+        for (at, json) in items.into_iter().enumerate() {
+            match Statement::read(json, purpose, variables) {
+                Ok(statement) => statements.push(statement),
+                Err(error) => faults.push(Fault { statement: Some(at), error }),
+            }
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let mut sids = std::collections::BTreeSet::new();
+        for sid in statements.iter().filter_map(|s: &Statement| s.sid.as_deref()).filter(|sid| !sid.is_empty()) {
+            if !sids.insert(sid) {
+                let why = format!("Statement IDs (SID) in a single policy must be unique: {sid:?} is not");
+                return Err(whole(PolicyError::Malformed(why)));
+            }
+        }
+        Ok(Self { id, statements })
+    }
+
+    /// Its id, whether it has policy variables, and its statements unread.
+    fn outline(text: &str, purpose: Use) -> Result<(Option<String>, bool, Vec<Json>), PolicyError> {
         let max = purpose.size_max();
         if purpose.size(text) > max || text.len() > purpose.raw_max() {
             return Err(PolicyError::TooLarge { max });
@@ -190,15 +248,7 @@ impl Policy {
         if statements.is_empty() {
             return malformed("Could not parse the policy: Statement is empty!");
         }
-        let read = |(at, json)| Statement::read(json, purpose, variables).map_err(|e| at_statement(at, e));
-        let statements: Vec<Statement> = statements.into_iter().enumerate().map(read).collect::<Result<_, _>>()?;
-        let mut sids = std::collections::BTreeSet::new();
-        for sid in statements.iter().filter_map(|s| s.sid.as_deref()).filter(|sid| !sid.is_empty()) {
-            if !sids.insert(sid) {
-                return malformed(format!("Statement IDs (SID) in a single policy must be unique: {sid:?} is not"));
-            }
-        }
-        Ok(Self { id, statements })
+        Ok((id, variables, statements))
     }
 
     /// Everything is allowed: `AdministratorAccess`.
@@ -318,8 +368,7 @@ impl Statement {
                 Reach::Caller
             }
         };
-        let how = Compare { wild: true, fold: true };
-        let action_is = |a: &ActionPattern| a.pattern.matches(action, how, &()) == Some(true);
+        let action_is = |a: &ActionPattern| a.matches(action);
         let is_about = match &self.actions {
             These::Only(list) => list.iter().any(action_is),
             These::AllBut(list) => !list.iter().any(action_is),

@@ -212,6 +212,44 @@ pub fn decide(identity: &Identity, target: &Target<'_>, request: &Request<'_>) -
     }
 }
 
+/// A statement that made a decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Matched {
+    /// Of which layer.
+    pub layer: Layer,
+    /// Which of the layer's policies, from 0.
+    pub policy: usize,
+    /// Which of its statements, from 0.
+    pub statement: usize,
+}
+
+/// The statements that made a decision: all that deny where one does, all that allow where it is allowed, else none.
+pub fn deciding(identity: &Identity, target: &Target<'_>, request: &Request<'_>, decision: Decision) -> Vec<Matched> {
+    let effect = match decision {
+        Decision::Allowed => Effect::Allow,
+        Decision::ExplicitDeny(_) => Effect::Deny,
+        Decision::ImplicitDeny(_) => return Vec::new(),
+    };
+    let who = &identity.principal;
+    let asked = Asked { who, owner: target.owner, context: request.context };
+    let own: &[Arc<Policy>] = if who.kind == Kind::Root { &[] } else { &identity.policies };
+    let boundary = identity.boundary.iter().filter(|_| who.kind != Kind::Root);
+    let identity_layer = own.iter().enumerate().map(|(at, p)| (Layer::Identity, at, &**p));
+    let resource_layer = target.policy.into_iter().map(|p| (Layer::Resource, 0, p));
+    let boundary_layer = boundary.map(|p| (Layer::Boundary, 0, &**p));
+    let session_layer = identity.session.iter().flatten().enumerate().map(|(at, p)| (Layer::Session, at, &**p));
+    let mut out = Vec::new();
+    for (layer, policy, document) in identity_layer.chain(resource_layer).chain(boundary_layer).chain(session_layer) {
+        for (statement, read) in document.statements.iter().enumerate() {
+            let applies = || read.applies(who, request.action, request.resource, &asked).is_some();
+            if read.effect == effect && applies() {
+                out.push(Matched { layer, policy, statement });
+            }
+        }
+    }
+    out
+}
+
 /// What policies of one layer say together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Found {

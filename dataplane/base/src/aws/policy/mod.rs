@@ -14,6 +14,7 @@
 //! | [`pattern`] | `*`, `?`, `${variables}`, ARNs by component |
 //! | [`principal`] | who asks, and who is meant by `Principal` |
 //! | [`context`] | a request's condition keys |
+//! | [`place`] | where in its text a part of a document is |
 //! | [`evaluate`] | how the layers meet |
 //!
 //! Pure: no clock, no I/O. A service says which keys it sets, which policies apply and who owns the resource; the rules
@@ -26,6 +27,7 @@ pub mod document;
 pub mod evaluate;
 mod json;
 pub mod pattern;
+pub mod place;
 pub mod principal;
 
 #[cfg(test)]
@@ -34,6 +36,6 @@ mod documented_tests;
 mod table_tests;
 
 pub use context::Context;
-pub use document::{Effect, Policy, PolicyError, Use};
-pub use evaluate::{Acl, Decision, Identity, Layer, Request, Target, decide};
+pub use document::{Effect, Fault, Policy, PolicyError, Use};
+pub use evaluate::{Acl, Decision, Identity, Layer, Matched, Request, Target, decide, deciding};
 pub use principal::Principal;
