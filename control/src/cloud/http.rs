@@ -372,6 +372,11 @@ async fn handle(
         if twice {
             return Err(Invalid::Malformed(format!("{name} is given twice")).into());
         }
+        // The service is what the client says.
+        if matches!(about.service.as_str(), "ec2" | "iam" | "sts") {
+            let uses = api.directory().uses();
+            uses.note(&key.access_key_id, &verified.identity.principal, &about.service, api.region(), now);
+        }
     }
     let tree = Tree::new(seen)?;
     if action.is_empty() {

@@ -332,6 +332,10 @@ impl CloudRole {
                 }
             }
         }));
+        tasks.push(tokio::spawn({
+            let (directory, stop) = (cloud.directory.clone(), stop.subscribe());
+            async move { directory.keep_uses_hourly(stop).await }
+        }));
         cloud.flows.resume(Duration::ZERO);
         tracing::info!(role = "cloud", api = %addr, tls = secure, zone = %cloud.zone, "the APIs are served");
         Ok(Self { cloud, addr, stop, tasks: Mutex::new(tasks) })

@@ -86,7 +86,7 @@ impl Api for Alone {
 pub struct Listener {
     addr: SocketAddr,
     stop: watch::Sender<bool>,
-    task: JoinHandle<()>,
+    tasks: [JoinHandle<()>; 2],
 }
 
 impl Listener {
@@ -107,8 +107,12 @@ impl Listener {
         let verifier = Verifier::new(directory.ring().clone());
         let api = Arc::new(Alone { trail, directory, verifier, clock, region: region.to_owned() });
         let stop = watch::Sender::new(false);
-        let task = tokio::spawn(http::serve(tls, listener, api, stop.subscribe()));
-        Ok(Self { addr, stop, task })
+        let keep = tokio::spawn({
+            let (directory, stop) = (api.directory.clone(), stop.subscribe());
+            async move { directory.keep_uses_hourly(stop).await }
+        });
+        let serve = tokio::spawn(http::serve(tls, listener, api, stop.subscribe()));
+        Ok(Self { addr, stop, tasks: [serve, keep] })
     }
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
@@ -117,6 +121,8 @@ impl Listener {
     /// Lets the requests under way finish.
     pub async fn shutdown(self) {
         self.stop.send_replace(true);
-        let _ = self.task.await;
+        for task in self.tasks {
+            let _ = task.await;
+        }
     }
 }

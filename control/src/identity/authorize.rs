@@ -96,6 +96,9 @@ impl Caller {
     }
 }
 
+/// Tags of one request, over all that it tags: each is compared with all others.
+const TAGS_MAX: usize = 1000;
+
 /// A tag that a request gives to something.
 #[derive(Debug)]
 pub struct Given<'t> {
@@ -126,6 +129,10 @@ pub fn tags_given(tree: &Tree) -> Vec<Given<'_>> {
 /// # Errors
 /// `InvalidParameterValue`.
 pub fn tags_context(context: &mut Context, tags: &[Given<'_>], kind: &str) -> ApiResult<bool> {
+    if tags.len() > TAGS_MAX {
+        let message = format!("A request gives at most {TAGS_MAX} tags");
+        return Err(ApiError::new(Code::InvalidParameterValue, message));
+    }
     let mut keys: Vec<(Option<&str>, String)> = Vec::new();
     for tag in tags.iter().filter(|tag| kind.is_empty() || tag.kind.is_none_or(|k| k == kind)) {
         let place = (tag.kind.filter(|_| kind.is_empty()), tag.key.to_lowercase());

@@ -13,6 +13,7 @@
 //! | [`sts`], [`oidc`] | temporary credentials; tokens of OpenID Connect providers |
 //! | [`authorize`] | the question that every request of the cloud is asked |
 //! | [`told`] | what other roles learn |
+//! | [`uses`] | when keys and roles were last used |
 //! | [`secrets`] | sealing of secrets, hashing of passwords |
 //! | [`alone`] | IAM and STS on an address of their own, beside Walrus |
 //!
@@ -29,7 +30,10 @@ pub mod secrets;
 pub mod state;
 pub mod sts;
 pub mod told;
+pub mod uses;
 
+#[cfg(test)]
+mod account_tests;
 #[cfg(test)]
 mod escalation_tests;
 #[cfg(test)]
@@ -37,13 +41,15 @@ mod oidc_tests;
 #[cfg(test)]
 mod tests;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use karri_base::aws::keys::KeyRing;
 use karri_base::clock::Clock;
 use karri_base::id::AccountId;
+use karri_base::proto;
 use karri_meta::MetaStore;
 use tokio::sync::watch;
 
@@ -51,7 +57,7 @@ use crate::cloud::error::{ApiError, Code};
 use records::{AccessKey, Account, Bearer, Entity, User};
 use secrets::Sealer;
 use state::{State, StateError};
-use karri_base::proto;
+use uses::Uses;
 
 impl From<StateError> for ApiError {
     fn from(e: StateError) -> Self {
@@ -66,15 +72,20 @@ pub struct Directory {
     state: RwLock<Arc<State>>,
     writing: tokio::sync::Mutex<()>,
     changes: watch::Sender<u64>,
+    told: RwLock<Arc<proto::Keys>>,
     ring: KeyRing,
     sealer: Sealer,
     clock: Arc<dyn Clock>,
     oidc: Option<PathBuf>,
+    uses: Uses,
+    reports: Reports,
 }
+
+/// The last credential report of each account, by its number: when it was made, in microseconds since 1970, and its text.
+type Reports = Mutex<BTreeMap<String, (u64, Arc<str>)>>;
 
 /// A key to have from the start.
 #[derive(Clone)]
-    told: RwLock<Arc<proto::Keys>>,
 pub struct Seed {
     /// Whose.
     pub account: AccountId,
@@ -106,15 +117,19 @@ impl Directory {
     /// See [`StateError`].
     pub async fn open(meta: Arc<dyn MetaStore>, key: [u8; 32], clock: Arc<dyn Clock>) -> Result<Self, StateError> {
         let state = State::load(&*meta).await?;
+        let uses = Uses::load(&*meta).await?;
         let directory = Self {
             meta,
             state: RwLock::new(Arc::new(state)),
             writing: tokio::sync::Mutex::default(),
             changes: watch::Sender::new(0),
+            told: RwLock::default(),
             ring: KeyRing::default(),
             sealer: Sealer::new(key),
             clock,
             oidc: None,
+            uses,
+            reports: Reports::default(),
         };
         directory.refill();
         Ok(directory)
@@ -125,7 +140,6 @@ impl Directory {
     pub fn with_oidc(self, folder: impl Into<PathBuf>) -> Self {
         Self { oidc: Some(folder.into()), ..self }
     }
-            told: RwLock::default(),
     /// Where providers' keys lie.
     pub fn oidc(&self) -> Option<&Path> {
         self.oidc.as_deref()
@@ -145,6 +159,33 @@ impl Directory {
     /// Seals secrets.
     pub fn sealer(&self) -> &Sealer {
         &self.sealer
+    }
+    /// Last uses of keys and roles.
+    pub fn uses(&self) -> &Uses {
+        &self.uses
+    }
+    /// Writes down last uses that are not on disk yet, and forgets those of what is gone.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn keep_uses(&self) -> Result<(), StateError> {
+        let state = self.state();
+        let roles: BTreeSet<&str> = state.roles.values().map(|r| r.id.as_str()).collect();
+        let is_there = |id: &str| state.keys.contains_key(id) || roles.contains(id);
+        self.uses.keep(&*self.meta, is_there).await
+    }
+    /// As [`Directory::keep_uses`], every hour until `stop` turns true, and then once more.
+    pub async fn keep_uses_hourly(&self, mut stop: watch::Receiver<bool>) {
+        let mut goes_on = true;
+        while goes_on {
+            goes_on = tokio::select! {
+                () = tokio::time::sleep(uses::KEPT_EVERY) => true,
+                () = crate::cloud::stopped(&mut stop) => false,
+            };
+            if let Err(error) = self.keep_uses().await {
+                tracing::warn!(%error, "last uses of access keys could not be written down");
+            }
+        }
     }
     /// Microseconds since 1970.
     pub fn now_us(&self) -> u64 {
@@ -183,6 +224,7 @@ impl Directory {
         self.changes.send_modify(|n| *n += 1);
     }
 
+    /// Tells the ring here and whoever watches; a change of nothing that they need to know is not told.
     fn refill(&self) {
         let told = self.tell();
         if *self.told() == told {
@@ -191,6 +233,7 @@ impl Directory {
         for what in self.ring.fill(&told) {
             tracing::warn!(error = %what, "an identity cannot be used");
         }
+        *self.told.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(told);
     }
 
     /// Makes what the seeds name where it is not there; a seed's secret counts over the one kept. Keys that an earlier
@@ -224,18 +267,17 @@ impl Directory {
     fn plant(&self, state: &mut State, seed: &Seed, seeded: bool, now_us: u64) {
         let account = state.accounts.entry(seed.account.to_string());
         let account = account.or_insert_with(|| {
-            Arc::new(Account { id: seed.account.clone(), name: String::new(), email: String::new(), alias: None })
+            let (name, email) = (String::new(), String::new());
+            Arc::new(Account { id: seed.account.clone(), name, email, alias: None, passwords: None })
         });
         let name = if seed.name == SYSTEM { "" } else { seed.name.as_str() };
         let lacks = |has: &str, is: &str| has.is_empty() && !is.is_empty();
         if lacks(&account.name, name) || lacks(&account.email, &seed.email) {
             let account = Arc::make_mut(account);
-    /// Tells the ring here and whoever watches; a change of nothing that they need to know is not told.
             (account.name, account.email) = (name.to_owned(), seed.email.clone());
         }
         let bearer = match seed.name.as_str() {
             "root" => Bearer::Root,
-        *self.told.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(told);
             SYSTEM => Bearer::System,
             name => {
                 let key = records::named(&seed.account, name);

@@ -33,6 +33,32 @@ pub struct Account {
     pub email: String,
     /// Its alias.
     pub alias: Option<String>,
+    /// What it asks of passwords; AWS's default where it says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passwords: Option<PasswordPolicy>,
+}
+
+/// What an account asks of its users' passwords.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PasswordPolicy {
+    /// The fewest characters.
+    pub length_min: i32,
+    /// One of `!@#$%^&*()_+-=[]{}|'` at least.
+    pub symbols: bool,
+    /// One digit at least.
+    pub numbers: bool,
+    /// One of A-Z at least.
+    pub uppercase: bool,
+    /// One of a-z at least.
+    pub lowercase: bool,
+    /// Whether users may change their own, whatever their policies do not say.
+    pub users_change: bool,
+    /// How old one may become, in days.
+    pub age_days_max: Option<i32>,
+    /// How many of a user's last ones, the one that counts included, may not come again.
+    pub reuse: Option<i32>,
+    /// Whether one that is too old is for an administrator to change; kept and shown.
+    pub hard_expiry: Option<bool>,
 }
 
 /// Policies of a user, group or role.
@@ -55,6 +81,12 @@ pub struct Login {
     pub reset: bool,
     /// Microseconds since 1970.
     pub created_us: u64,
+    /// When the password was last changed, in microseconds since 1970; 0 where it never was.
+    #[serde(default)]
+    pub changed_us: u64,
+    /// Hashes and salts of passwords before this one, the youngest first, as many as the account wants compared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<(String, String)>,
 }
 
 /// A user.
@@ -245,6 +277,25 @@ pub struct AccessKey {
     pub seeded: bool,
     /// Microseconds since 1970.
     pub created_us: u64,
+}
+
+/// The last use of an access key, by its id, or of a role, by its unique id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Used {
+    /// `AKIA...` or `AROA...`.
+    pub id: String,
+    /// Microseconds since 1970.
+    pub at_us: u64,
+    /// `ec2`, `iam`, `sts`, ...
+    pub service: String,
+    /// The cloud's.
+    pub region: String,
+}
+impl Entity for Used {
+    const KIND: &'static str = "used";
+    fn key(&self) -> String {
+        self.id.clone()
+    }
 }
 
 macro_rules! entities {

@@ -58,7 +58,7 @@ struct Envelope<R> {
 }
 const VERSION: u32 = 1;
 
-fn prefix<R: Entity>() -> String {
+pub(super) fn prefix<R: Entity>() -> String {
     format!("iam/{}/", R::KIND)
 }
 
@@ -72,7 +72,7 @@ pub fn encode<R: Entity>(record: &R) -> Bytes {
     Bytes::from(serde_json::to_vec(&Out { v: VERSION, r: record }).expect("records are plain data"))
 }
 
-async fn load<R: Entity>(meta: &dyn MetaStore) -> Result<Table<R>, StateError> {
+pub(super) async fn load<R: Entity>(meta: &dyn MetaStore) -> Result<Table<R>, StateError> {
     let prefix = prefix::<R>();
     let to = Bytes::from(format!("{}0", prefix.trim_end_matches('/')));
     let (mut from, mut out) = (Bytes::from(prefix), Table::new());

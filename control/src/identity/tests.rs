@@ -21,7 +21,7 @@ pub(super) const OTHER_ROOT: (&str, &str) = ("AKIAOTHERROOT", "");
 pub(super) struct World {
     pub(super) directory: Directory,
     pub(super) clock: Arc<ManualClock>,
-    meta: Arc<MemoryStore>,
+    pub(super) meta: Arc<MemoryStore>,
 }
 
 pub(super) async fn world() -> World {
@@ -141,8 +141,8 @@ async fn users_and_their_keys_live_and_end() {
     for id in texts(&list, "AccessKeyId") {
         w.fine("DeleteAccessKey", &[("UserName", "Rob"), ("AccessKeyId", &id)]).await;
     }
-    w.fine("CreateLoginProfile", &[("UserName", "Rob"), ("Password", "long enough")]).await;
-    w.refused(ROOT, "CreateLoginProfile", &[("UserName", "Rob"), ("Password", "long enough")], "EntityAlreadyExists")
+    w.fine("CreateLoginProfile", &[("UserName", "Rob"), ("Password", "Long enough 1")]).await;
+    w.refused(ROOT, "CreateLoginProfile", &[("UserName", "Rob"), ("Password", "Long enough 1")], "EntityAlreadyExists")
         .await;
     w.refused(ROOT, "UpdateLoginProfile", &[("UserName", "Rob"), ("Password", "short")], "PasswordPolicy").await;
     w.refused(ROOT, "DeleteUser", &[("UserName", "Rob")], "DeleteConflict").await;
@@ -155,7 +155,7 @@ async fn users_and_their_keys_live_and_end() {
 async fn a_password_s_hash_keeps_nobody_waiting() {
     let w = world().await;
     w.user("bob").await;
-    let params = [("UserName", "bob"), ("Password", "long enough")];
+    let params = [("UserName", "bob"), ("Password", "Long enough 1")];
     let mut login = std::pin::pin!(w.fine("CreateLoginProfile", &params));
     assert!(futures_util::poll!(&mut login).is_pending(), "it is hashed elsewhere");
     let mut change = std::pin::pin!(w.fine("CreateGroup", &[("GroupName", "g")]));
@@ -166,7 +166,7 @@ async fn a_password_s_hash_keeps_nobody_waiting() {
     login.await;
     let state = w.directory.state();
     let made = state.users.values().find(|u| u.name == "bob").and_then(|u| u.login.as_ref()).unwrap();
-    assert!(secrets::is_password("long enough", &made.hash, &made.salt));
+    assert!(secrets::is_password("Long enough 1", &made.hash, &made.salt));
     let reset = [("UserName", "bob"), ("PasswordResetRequired", "true")];
     w.fine("UpdateLoginProfile", &reset).await;
     let state = w.directory.state();
@@ -497,6 +497,7 @@ async fn the_documented_record_is_what_is_kept() {
 #[tokio::test]
 async fn keys_of_the_first_version_are_sealed_and_removed() {
     use crate::cloud::records::AccessKey as Old;
+        passwords: None,
     use crate::cloud::store::{Store, StoreError};
     let w = world().await;
     let store = Store::open(w.meta.clone()).await.unwrap();

@@ -11,6 +11,14 @@ fn own_account(state: &mut State, call: &Call<'_>) -> ApiResult<Account> {
     Ok(Account::clone(account))
 }
 
+/// Changes the caller's account.
+pub(super) fn change(state: &mut State, call: &Call<'_>, how: impl FnOnce(&mut Account)) -> Nothing {
+    let mut account = own_account(state, call)?;
+    how(&mut account);
+    state.accounts.insert(account.id.to_string(), Arc::new(account));
+    Ok(Done)
+}
+
 pub(super) fn create_alias(state: &mut State, call: &Call<'_>, r: &iam::CreateAccountAliasRequest) -> Nothing {
     let alias = r.account_alias.as_str();
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';

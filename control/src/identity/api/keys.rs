@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-
+use super::passwords::{self, Hashed};
 use super::*;
-use crate::identity::records::{AccessKey, Bearer, Entity, Login};
-use crate::identity::secrets::{access_key_id, hash_password, secret};
+use crate::identity::records::{AccessKey, Bearer, Entity, Login, Used};
+use crate::identity::secrets::{access_key_id, secret};
 
 /// Whose keys are meant: the named user's, else the caller's own.
 fn bearer(state: &State, call: &Call<'_>, name: Option<&String>) -> ApiResult<(Bearer, Option<String>)> {
@@ -26,6 +25,35 @@ fn bearer(state: &State, call: &Call<'_>, name: Option<&String>) -> ApiResult<(B
 
 fn keys_of<'s>(state: &'s State, call: &Call<'_>, bearer: &Bearer) -> Vec<&'s Arc<AccessKey>> {
     state.keys.values().filter(|k| k.account == *call.account() && k.bearer == *bearer).collect()
+}
+
+/// When a key was last used; of another account's it says nothing.
+pub(super) fn last_used(
+    state: &State,
+    call: &Call<'_>,
+    r: &iam::GetAccessKeyLastUsedRequest,
+) -> ApiResult<iam::GetAccessKeyLastUsedResponse> {
+    let id = &r.access_key_id;
+    let key = state.keys.get(id).filter(|k| k.account == *call.account() && k.bearer != Bearer::System);
+    let key = key.ok_or_else(|| no_key(id))?;
+    let user = match &key.bearer {
+        Bearer::User(user) => state.users.get(user),
+        _ => None,
+    };
+    let used = call.directory.uses().last(id);
+    let shown = |text: fn(&Used) -> &String| Some(used.as_ref().map_or("N/A", |used| text(used)).to_owned());
+    Ok(iam::GetAccessKeyLastUsedResponse {
+        access_key_last_used: Some(iam::AccessKeyLastUsed {
+            last_used_date: used.as_ref().and_then(|used| at(used.at_us)),
+            region: shown(|used| &used.region),
+            service_name: shown(|used| &used.service),
+        }),
+        user_name: user.map(|user| user.name.clone()),
+    })
+}
+
+fn no_key(id: &str) -> ApiError {
+    ApiError::new(Code::NoSuchEntity, format!("The Access Key with id {id} cannot be found."))
 }
 
 fn status(active: bool) -> Option<iam::StatusType> {
@@ -65,9 +93,7 @@ pub(super) fn create(
 fn find(state: &State, call: &Call<'_>, name: Option<&String>, id: &str) -> ApiResult<AccessKey> {
     let (bearer, _) = bearer(state, call, name)?;
     let found = keys_of(state, call, &bearer).into_iter().find(|k| k.id == id);
-    found
-        .map(|k| AccessKey::clone(k))
-        .ok_or_else(|| ApiError::new(Code::NoSuchEntity, format!("The Access Key with id {id} cannot be found.")))
+    found.map(|k| AccessKey::clone(k)).ok_or_else(|| no_key(id))
 }
 
 pub(super) fn update(state: &mut State, call: &Call<'_>, r: &iam::UpdateAccessKeyRequest) -> Nothing {
@@ -110,38 +136,13 @@ pub(super) fn list(
     })
 }
 
-/// A password's hash and salt.
-type Hashed = (String, String);
-
-/// Passwords hashed at once, by all callers: each takes a processor.
-static HASHING: Semaphore = Semaphore::const_new(2);
-
-/// Hashes a password on a thread that may take its time, when it is its turn.
-async fn hashed(password: &str) -> ApiResult<Hashed> {
-    if !(8..=128).contains(&password.chars().count()) {
-        return Err(ApiError::new(Code::PasswordPolicyViolation, "Password should have 8 to 128 characters"));
-    }
-    let failed = |error: &dyn std::fmt::Display| {
-        tracing::error!(%error, "a password could not be hashed");
-        ApiError::new(Code::InternalError, "An internal error has occurred")
-    };
-    let password = password.to_owned();
-    let turn = HASHING.acquire().await.map_err(|error| failed(&error))?;
-    let hash = move || {
-        // Held to the end, also where the caller has gone.
-        let _turn = turn;
-        hash_password(&password)
-    };
-    tokio::task::spawn_blocking(hash).await.map_err(|error| failed(&error))
+pub(super) async fn hash_created(call: &Call<'_>, r: &iam::CreateLoginProfileRequest) -> ApiResult<Hashed> {
+    passwords::hashed(call, None, r.password.as_deref().unwrap_or("")).await
 }
 
-pub(super) async fn hash_created(r: &iam::CreateLoginProfileRequest) -> ApiResult<Hashed> {
-    hashed(r.password.as_deref().unwrap_or("")).await
-}
-
-pub(super) async fn hash_updated(r: &iam::UpdateLoginProfileRequest) -> ApiResult<Option<Hashed>> {
+pub(super) async fn hash_updated(call: &Call<'_>, r: &iam::UpdateLoginProfileRequest) -> ApiResult<Option<Hashed>> {
     match &r.password {
-        Some(password) => hashed(password).await.map(Some),
+        Some(password) => passwords::hashed(call, Some(&r.user_name), password).await.map(Some),
         None => Ok(None),
     }
 }
@@ -163,7 +164,7 @@ pub(super) fn create_login(
         return Err(ApiError::new(Code::EntityAlreadyExists, format!("Login Profile for user {name} already exists.")));
     }
     let reset = r.password_reset_required.unwrap_or(false);
-    user.login = Some(Login { hash, salt, reset, created_us });
+    user.login = Some(Login { hash, salt, reset, created_us, changed_us: 0, earlier: Vec::new() });
     let login_profile = login(user);
     Ok(iam::CreateLoginProfileResponse { login_profile })
 }
@@ -176,7 +177,7 @@ fn login(user: &crate::identity::records::User) -> Option<iam::LoginProfile> {
     })
 }
 
-fn no_login(name: &str) -> ApiError {
+pub(super) fn no_login(name: &str) -> ApiError {
     ApiError::new(Code::NoSuchEntity, format!("Login Profile for User {name} cannot be found."))
 }
 
@@ -196,10 +197,11 @@ pub(super) fn update_login(
     r: &iam::UpdateLoginProfileRequest,
     hashed: Option<Hashed>,
 ) -> Nothing {
+    let kept = passwords::kept(state, call);
     let user = users::find_mut(state, call, &r.user_name)?;
     let login = user.login.as_mut().ok_or_else(|| no_login(&r.user_name))?;
     if let Some(hashed) = hashed {
-        (login.hash, login.salt) = hashed;
+        passwords::renew(login, hashed, kept, call.now_us());
     }
     login.reset = r.password_reset_required.unwrap_or(login.reset);
     Ok(Done)

@@ -1,12 +1,16 @@
 //! The IAM actions: typed requests in, typed answers out. A handler is a function over [`State`]; those that change it
 //! run in one change, so that they happen whole and alone.
 
+mod absent;
 mod account;
+mod details;
 mod groups;
 mod keys;
+mod passwords;
 mod policies;
 mod profiles;
 mod providers;
+mod report;
 mod roles;
 mod simulate;
 mod users;
@@ -21,7 +25,7 @@ use karri_base::id::AccountId;
 
 use super::Directory;
 use super::authorize::{Caller, parameters_context, tags_context, tags_given};
-use super::records::{Policies, Tags, named};
+use super::records::{Bearer, Policies, Tags, named};
 use super::state::State;
 use crate::cloud::error::{ApiError, ApiResult, Code};
 use crate::wire::generated::iam;
@@ -81,7 +85,7 @@ pub async fn answer(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<Strin
         // What takes long is done first: changes wait for each other.
         ($handler:expr, $before:expr) => {{
             let request = parse(tree).map_err(validation)?;
-            let made = $before(&request).await?;
+            let made = $before(call, &request).await?;
             let output = call.directory.change(|state| $handler(state, call, &request, made)).await?;
             Ok(xml(call, iam::NAMESPACE, &request, &output))
         }};
@@ -93,6 +97,7 @@ pub async fn answer(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<Strin
         A::AttachGroupPolicy => write!(policies::attach_group),
         A::AttachRolePolicy => write!(policies::attach_role),
         A::AttachUserPolicy => write!(policies::attach_user),
+        A::ChangePassword => write!(passwords::change, passwords::hash_changed),
         A::CreateAccessKey => write!(keys::create),
         A::CreateAccountAlias => write!(account::create_alias),
         A::CreateGroup => write!(groups::create),
@@ -105,6 +110,7 @@ pub async fn answer(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<Strin
         A::CreateUser => write!(users::create),
         A::DeleteAccessKey => write!(keys::delete),
         A::DeleteAccountAlias => write!(account::delete_alias),
+        A::DeleteAccountPasswordPolicy => write!(passwords::delete_policy),
         A::DeleteGroup => write!(groups::delete),
         A::DeleteGroupPolicy => write!(policies::delete_in_group),
         A::DeleteInstanceProfile => write!(profiles::delete),
@@ -121,9 +127,14 @@ pub async fn answer(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<Strin
         A::DetachGroupPolicy => write!(policies::detach_group),
         A::DetachRolePolicy => write!(policies::detach_role),
         A::DetachUserPolicy => write!(policies::detach_user),
+        A::GenerateCredentialReport => read!(report::generate),
+        A::GetAccessKeyLastUsed => read!(keys::last_used),
+        A::GetAccountAuthorizationDetails => read!(details::all),
+        A::GetAccountPasswordPolicy => read!(passwords::get_policy),
         A::GetAccountSummary => read!(account::summary),
         A::GetContextKeysForCustomPolicy => read!(simulate::keys_of_custom),
         A::GetContextKeysForPrincipalPolicy => read!(simulate::keys_of_principal),
+        A::GetCredentialReport => read!(report::get),
         A::GetGroup => read!(groups::get),
         A::GetGroupPolicy => read!(policies::get_in_group),
         A::GetInstanceProfile => read!(profiles::get),
@@ -144,19 +155,28 @@ pub async fn answer(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<Strin
         A::ListGroupPolicies => read!(policies::list_in_group),
         A::ListGroups => read!(groups::list),
         A::ListGroupsForUser => read!(groups::list_for_user),
+        A::ListInstanceProfileTags => read!(profiles::list_tags),
         A::ListInstanceProfiles => read!(profiles::list),
         A::ListInstanceProfilesForRole => read!(profiles::list_for_role),
+        A::ListMFADevices => read!(absent::mfa_devices),
         A::ListOpenIDConnectProviderTags => read!(providers::list_tags),
         A::ListOpenIDConnectProviders => read!(providers::list),
         A::ListPolicies => read!(policies::list),
+        A::ListPoliciesGrantingServiceAccess => read!(details::granting),
         A::ListPolicyTags => read!(policies::list_tags),
         A::ListPolicyVersions => read!(policies::list_versions),
         A::ListRolePolicies => read!(policies::list_in_role),
         A::ListRoleTags => read!(roles::list_tags),
         A::ListRoles => read!(roles::list),
+        A::ListSAMLProviders => read!(absent::saml_providers),
+        A::ListSSHPublicKeys => read!(absent::ssh_keys),
+        A::ListServerCertificates => read!(absent::server_certificates),
+        A::ListServiceSpecificCredentials => read!(absent::service_credentials),
+        A::ListSigningCertificates => read!(absent::signing_certificates),
         A::ListUserPolicies => read!(policies::list_in_user),
         A::ListUserTags => read!(users::list_tags),
         A::ListUsers => read!(users::list),
+        A::ListVirtualMFADevices => read!(absent::virtual_mfa_devices),
         A::PutGroupPolicy => write!(policies::put_in_group),
         A::PutRolePermissionsBoundary => write!(roles::put_boundary),
         A::PutRolePolicy => write!(policies::put_in_role),
@@ -168,15 +188,18 @@ pub async fn answer(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<Strin
         A::SetDefaultPolicyVersion => write!(policies::set_default),
         A::SimulateCustomPolicy => read!(simulate::custom),
         A::SimulatePrincipalPolicy => read!(simulate::principal),
+        A::TagInstanceProfile => write!(profiles::tag),
         A::TagOpenIDConnectProvider => write!(providers::tag),
         A::TagPolicy => write!(policies::tag),
         A::TagRole => write!(roles::tag),
         A::TagUser => write!(users::tag),
+        A::UntagInstanceProfile => write!(profiles::untag),
         A::UntagOpenIDConnectProvider => write!(providers::untag),
         A::UntagPolicy => write!(policies::untag),
         A::UntagRole => write!(roles::untag),
         A::UntagUser => write!(users::untag),
         A::UpdateAccessKey => write!(keys::update),
+        A::UpdateAccountPasswordPolicy => write!(passwords::update_policy),
         A::UpdateAssumeRolePolicy => write!(roles::update_trust),
         A::UpdateGroup => write!(groups::update),
         A::UpdateLoginProfile => write!(keys::update_login, keys::hash_updated),
@@ -212,8 +235,28 @@ fn authorize(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<()> {
             .map(|url| arn(format!("oidc-provider/{}", url.split_once("://").map_or(&*url, |(_, u)| u)))),
         "CreatePolicy" => parameter("PolicyName").map(|n| arn(format!("policy{}{n}", path()))),
         "SimulatePrincipalPolicy" | "GetContextKeysForPrincipalPolicy" => parameter("PolicySourceArn"),
-        "GetAccountSummary" | "SimulateCustomPolicy" | "GetContextKeysForCustomPolicy" => Some("*".into()),
-        name if name.contains("AccountAlias") => Some("*".into()),
+        "ListPoliciesGrantingServiceAccess" => parameter("Arn"),
+        "GetAccessKeyLastUsed" => {
+            let key = parameter("AccessKeyId").and_then(|id| state.keys.get(&id)).filter(|k| k.account == *account);
+            let user = key.and_then(|key| match &key.bearer {
+                Bearer::User(user) => state.users.get(user),
+                _ => None,
+            });
+            Some(user.map_or_else(|| "*".into(), |user| user.arn()))
+        }
+        "GetAccountSummary"
+        | "GetAccountAuthorizationDetails"
+        | "SimulateCustomPolicy"
+        | "GetContextKeysForCustomPolicy"
+        | "ListSAMLProviders"
+        | "ListServerCertificates"
+        | "ListVirtualMFADevices" => Some("*".into()),
+        name if name.contains("AccountAlias")
+            || name.contains("AccountPasswordPolicy")
+            || name.contains("CredentialReport") =>
+        {
+            Some("*".into())
+        }
         _ => parameter("UserName").map(|n| user(&n)),
     };
     let resource = resource.or_else(|| {
@@ -237,6 +280,10 @@ fn authorize(call: &Call<'_>, name: &str, tree: &Tree) -> ApiResult<()> {
     parameters_context(&mut context, tree);
     let is_tagged = tags_context(&mut context, &tags_given(tree), "")?;
     known_context(&mut context, &state, call, &resource);
+    if matches!(name, "ChangePassword" | "GetAccountPasswordPolicy") {
+        let caller = passwords::with_own(&state, call)?;
+        return caller.may(&format!("iam:{name}"), std::slice::from_ref(&resource), &context);
+    }
     call.caller.may(&format!("iam:{name}"), std::slice::from_ref(&resource), &context)?;
     // Who makes something with tags must be allowed to tag it.
     if let Some(kind) = name.strip_prefix("Create").filter(|_| is_tagged) {

@@ -8,19 +8,19 @@ use crate::identity::aws_managed::{self, AwsManaged};
 use crate::identity::records::{Entity, Managed, Version};
 use crate::identity::secrets::unique_id;
 
-fn version_id(n: u32) -> String {
+pub(super) fn version_id(n: u32) -> String {
     format!("v{n}")
 }
 
 /// In the caller's account: others do not learn who uses AWS's.
-fn attachments(state: &State, call: &Call<'_>, arn: &str) -> i32 {
+pub(super) fn attachments(state: &State, call: &Call<'_>, arn: &str) -> i32 {
     let users = own(&state.users, call).filter(|(_, u)| u.policies.attached.contains(arn)).count();
     let groups = own(&state.groups, call).filter(|(_, g)| g.policies.attached.contains(arn)).count();
     let roles = own(&state.roles, call).filter(|(_, r)| r.policies.attached.contains(arn)).count();
     (users + groups + roles) as i32
 }
 
-fn boundaries(state: &State, call: &Call<'_>, arn: &str) -> i32 {
+pub(super) fn boundaries(state: &State, call: &Call<'_>, arn: &str) -> i32 {
     let is = |boundary: &Option<String>| boundary.as_deref() == Some(arn);
     let users = own(&state.users, call).filter(|(_, u)| is(&u.boundary)).count();
     (users + own(&state.roles, call).filter(|(_, r)| is(&r.boundary)).count()) as i32
@@ -44,7 +44,7 @@ fn wire(state: &State, call: &Call<'_>, policy: &Managed) -> iam::Policy {
     }
 }
 
-fn wire_aws(state: &State, call: &Call<'_>, policy: &AwsManaged) -> iam::Policy {
+pub(super) fn wire_aws(state: &State, call: &Call<'_>, policy: &AwsManaged) -> iam::Policy {
     let arn = policy.arn();
     iam::Policy {
         attachment_count: Some(attachments(state, call, &arn)),

@@ -6,7 +6,7 @@ use super::*;
 use crate::identity::records::{Entity, Profile};
 use crate::identity::secrets::unique_id;
 
-fn wire(state: &State, profile: &Profile) -> iam::InstanceProfile {
+pub(super) fn wire(state: &State, profile: &Profile) -> iam::InstanceProfile {
     let role = profile.role.as_ref().and_then(|key| state.roles.get(key));
     iam::InstanceProfile {
         arn: Some(profile.arn()),
@@ -123,4 +123,30 @@ pub(super) fn remove_role(
     let changed = Profile { role: None, ..Profile::clone(profile) };
     state.profiles.insert(changed.key(), Arc::new(changed));
     Ok(Done)
+}
+
+fn find_mut<'s>(state: &'s mut State, call: &Call<'_>, name: &str) -> ApiResult<&'s mut Profile> {
+    find(state, call, name)?;
+    state.profiles.get_mut(&call.key(name)).map(Arc::make_mut).ok_or_else(|| missing("instance profile", name))
+}
+
+pub(super) fn tag(state: &mut State, call: &Call<'_>, r: &iam::TagInstanceProfileRequest) -> Nothing {
+    add_tags(&mut find_mut(state, call, &r.instance_profile_name)?.tags, &r.tags)?;
+    Ok(Done)
+}
+
+pub(super) fn untag(state: &mut State, call: &Call<'_>, r: &iam::UntagInstanceProfileRequest) -> Nothing {
+    remove_tags(&mut find_mut(state, call, &r.instance_profile_name)?.tags, &r.tag_keys);
+    Ok(Done)
+}
+
+pub(super) fn list_tags(
+    state: &State,
+    call: &Call<'_>,
+    r: &iam::ListInstanceProfileTagsRequest,
+) -> ApiResult<iam::ListInstanceProfileTagsResponse> {
+    let tags = tag_list(&find(state, call, &r.instance_profile_name)?.tags);
+    let keyed = tags.into_iter().map(|t| (t.key.clone().unwrap_or_default(), t));
+    let page = page(keyed, r.marker.as_deref(), r.max_items)?;
+    Ok(iam::ListInstanceProfileTagsResponse { tags: page.items, is_truncated: page.is_truncated, marker: page.marker })
 }

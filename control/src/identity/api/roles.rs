@@ -26,6 +26,14 @@ pub(super) fn find<'s>(state: &'s State, call: &Call<'_>, name: &str) -> ApiResu
     state.roles.get(&call.key(name)).ok_or_else(|| missing("role", name))
 }
 
+/// Empty where none of its sessions asked for anything yet.
+pub(super) fn last_used(call: &Call<'_>, role: &Role) -> iam::RoleLastUsed {
+    match call.directory.uses().last(&role.id) {
+        Some(used) => iam::RoleLastUsed { last_used_date: at(used.at_us), region: Some(used.region) },
+        None => iam::RoleLastUsed::default(),
+    }
+}
+
 fn find_mut<'s>(state: &'s mut State, call: &Call<'_>, name: &str) -> ApiResult<&'s mut Role> {
     state.roles.get_mut(&call.key(name)).map(Arc::make_mut).ok_or_else(|| missing("role", name))
 }
@@ -98,7 +106,9 @@ pub(super) fn create(
 }
 
 pub(super) fn get(state: &State, call: &Call<'_>, r: &iam::GetRoleRequest) -> ApiResult<iam::GetRoleResponse> {
-    Ok(iam::GetRoleResponse { role: Some(wire(find(state, call, &r.role_name)?)) })
+    let role = find(state, call, &r.role_name)?;
+    let wire = iam::Role { role_last_used: Some(last_used(call, role)), ..wire(role) };
+    Ok(iam::GetRoleResponse { role: Some(wire) })
 }
 
 pub(super) fn list(state: &State, call: &Call<'_>, r: &iam::ListRolesRequest) -> ApiResult<iam::ListRolesResponse> {

@@ -18,6 +18,8 @@ mod types_3;
 pub use types_3::*;
 mod types_4;
 pub use types_4::*;
+mod types_5;
+pub use types_5::*;
 
 pub const API_VERSION: &str = "2010-05-08";
 pub const NAMESPACE: &str = "https://iam.amazonaws.com/doc/2010-05-08/";
@@ -31,6 +33,7 @@ pub enum Action {
     AttachGroupPolicy,
     AttachRolePolicy,
     AttachUserPolicy,
+    ChangePassword,
     CreateAccessKey,
     CreateAccountAlias,
     CreateGroup,
@@ -43,6 +46,7 @@ pub enum Action {
     CreateUser,
     DeleteAccessKey,
     DeleteAccountAlias,
+    DeleteAccountPasswordPolicy,
     DeleteGroup,
     DeleteGroupPolicy,
     DeleteInstanceProfile,
@@ -59,9 +63,14 @@ pub enum Action {
     DetachGroupPolicy,
     DetachRolePolicy,
     DetachUserPolicy,
+    GenerateCredentialReport,
+    GetAccessKeyLastUsed,
+    GetAccountAuthorizationDetails,
+    GetAccountPasswordPolicy,
     GetAccountSummary,
     GetContextKeysForCustomPolicy,
     GetContextKeysForPrincipalPolicy,
+    GetCredentialReport,
     GetGroup,
     GetGroupPolicy,
     GetInstanceProfile,
@@ -82,19 +91,28 @@ pub enum Action {
     ListGroupPolicies,
     ListGroups,
     ListGroupsForUser,
+    ListInstanceProfileTags,
     ListInstanceProfiles,
     ListInstanceProfilesForRole,
+    ListMFADevices,
     ListOpenIDConnectProviderTags,
     ListOpenIDConnectProviders,
     ListPolicies,
+    ListPoliciesGrantingServiceAccess,
     ListPolicyTags,
     ListPolicyVersions,
     ListRolePolicies,
     ListRoleTags,
     ListRoles,
+    ListSAMLProviders,
+    ListSSHPublicKeys,
+    ListServerCertificates,
+    ListServiceSpecificCredentials,
+    ListSigningCertificates,
     ListUserPolicies,
     ListUserTags,
     ListUsers,
+    ListVirtualMFADevices,
     PutGroupPolicy,
     PutRolePermissionsBoundary,
     PutRolePolicy,
@@ -106,15 +124,18 @@ pub enum Action {
     SetDefaultPolicyVersion,
     SimulateCustomPolicy,
     SimulatePrincipalPolicy,
+    TagInstanceProfile,
     TagOpenIDConnectProvider,
     TagPolicy,
     TagRole,
     TagUser,
+    UntagInstanceProfile,
     UntagOpenIDConnectProvider,
     UntagPolicy,
     UntagRole,
     UntagUser,
     UpdateAccessKey,
+    UpdateAccountPasswordPolicy,
     UpdateAssumeRolePolicy,
     UpdateGroup,
     UpdateLoginProfile,
@@ -133,6 +154,7 @@ impl Action {
             "AttachGroupPolicy" => Self::AttachGroupPolicy,
             "AttachRolePolicy" => Self::AttachRolePolicy,
             "AttachUserPolicy" => Self::AttachUserPolicy,
+            "ChangePassword" => Self::ChangePassword,
             "CreateAccessKey" => Self::CreateAccessKey,
             "CreateAccountAlias" => Self::CreateAccountAlias,
             "CreateGroup" => Self::CreateGroup,
@@ -145,6 +167,7 @@ impl Action {
             "CreateUser" => Self::CreateUser,
             "DeleteAccessKey" => Self::DeleteAccessKey,
             "DeleteAccountAlias" => Self::DeleteAccountAlias,
+            "DeleteAccountPasswordPolicy" => Self::DeleteAccountPasswordPolicy,
             "DeleteGroup" => Self::DeleteGroup,
             "DeleteGroupPolicy" => Self::DeleteGroupPolicy,
             "DeleteInstanceProfile" => Self::DeleteInstanceProfile,
@@ -161,9 +184,14 @@ impl Action {
             "DetachGroupPolicy" => Self::DetachGroupPolicy,
             "DetachRolePolicy" => Self::DetachRolePolicy,
             "DetachUserPolicy" => Self::DetachUserPolicy,
+            "GenerateCredentialReport" => Self::GenerateCredentialReport,
+            "GetAccessKeyLastUsed" => Self::GetAccessKeyLastUsed,
+            "GetAccountAuthorizationDetails" => Self::GetAccountAuthorizationDetails,
+            "GetAccountPasswordPolicy" => Self::GetAccountPasswordPolicy,
             "GetAccountSummary" => Self::GetAccountSummary,
             "GetContextKeysForCustomPolicy" => Self::GetContextKeysForCustomPolicy,
             "GetContextKeysForPrincipalPolicy" => Self::GetContextKeysForPrincipalPolicy,
+            "GetCredentialReport" => Self::GetCredentialReport,
             "GetGroup" => Self::GetGroup,
             "GetGroupPolicy" => Self::GetGroupPolicy,
             "GetInstanceProfile" => Self::GetInstanceProfile,
@@ -184,19 +212,28 @@ impl Action {
             "ListGroupPolicies" => Self::ListGroupPolicies,
             "ListGroups" => Self::ListGroups,
             "ListGroupsForUser" => Self::ListGroupsForUser,
+            "ListInstanceProfileTags" => Self::ListInstanceProfileTags,
             "ListInstanceProfiles" => Self::ListInstanceProfiles,
             "ListInstanceProfilesForRole" => Self::ListInstanceProfilesForRole,
+            "ListMFADevices" => Self::ListMFADevices,
             "ListOpenIDConnectProviderTags" => Self::ListOpenIDConnectProviderTags,
             "ListOpenIDConnectProviders" => Self::ListOpenIDConnectProviders,
             "ListPolicies" => Self::ListPolicies,
+            "ListPoliciesGrantingServiceAccess" => Self::ListPoliciesGrantingServiceAccess,
             "ListPolicyTags" => Self::ListPolicyTags,
             "ListPolicyVersions" => Self::ListPolicyVersions,
             "ListRolePolicies" => Self::ListRolePolicies,
             "ListRoleTags" => Self::ListRoleTags,
             "ListRoles" => Self::ListRoles,
+            "ListSAMLProviders" => Self::ListSAMLProviders,
+            "ListSSHPublicKeys" => Self::ListSSHPublicKeys,
+            "ListServerCertificates" => Self::ListServerCertificates,
+            "ListServiceSpecificCredentials" => Self::ListServiceSpecificCredentials,
+            "ListSigningCertificates" => Self::ListSigningCertificates,
             "ListUserPolicies" => Self::ListUserPolicies,
             "ListUserTags" => Self::ListUserTags,
             "ListUsers" => Self::ListUsers,
+            "ListVirtualMFADevices" => Self::ListVirtualMFADevices,
             "PutGroupPolicy" => Self::PutGroupPolicy,
             "PutRolePermissionsBoundary" => Self::PutRolePermissionsBoundary,
             "PutRolePolicy" => Self::PutRolePolicy,
@@ -208,15 +245,18 @@ impl Action {
             "SetDefaultPolicyVersion" => Self::SetDefaultPolicyVersion,
             "SimulateCustomPolicy" => Self::SimulateCustomPolicy,
             "SimulatePrincipalPolicy" => Self::SimulatePrincipalPolicy,
+            "TagInstanceProfile" => Self::TagInstanceProfile,
             "TagOpenIDConnectProvider" => Self::TagOpenIDConnectProvider,
             "TagPolicy" => Self::TagPolicy,
             "TagRole" => Self::TagRole,
             "TagUser" => Self::TagUser,
+            "UntagInstanceProfile" => Self::UntagInstanceProfile,
             "UntagOpenIDConnectProvider" => Self::UntagOpenIDConnectProvider,
             "UntagPolicy" => Self::UntagPolicy,
             "UntagRole" => Self::UntagRole,
             "UntagUser" => Self::UntagUser,
             "UpdateAccessKey" => Self::UpdateAccessKey,
+            "UpdateAccountPasswordPolicy" => Self::UpdateAccountPasswordPolicy,
             "UpdateAssumeRolePolicy" => Self::UpdateAssumeRolePolicy,
             "UpdateGroup" => Self::UpdateGroup,
             "UpdateLoginProfile" => Self::UpdateLoginProfile,
@@ -252,6 +292,10 @@ impl Operation for AttachRolePolicyRequest {
 impl Operation for AttachUserPolicyRequest {
     type Output = Done;
     const NAME: &str = "AttachUserPolicy";
+}
+impl Operation for ChangePasswordRequest {
+    type Output = Done;
+    const NAME: &str = "ChangePassword";
 }
 impl Operation for CreateAccessKeyRequest {
     type Output = CreateAccessKeyResponse;
@@ -309,6 +353,10 @@ impl Operation for DeleteAccessKeyRequest {
 impl Operation for DeleteAccountAliasRequest {
     type Output = Done;
     const NAME: &str = "DeleteAccountAlias";
+}
+impl Operation for DeleteAccountPasswordPolicyRequest {
+    type Output = Done;
+    const NAME: &str = "DeleteAccountPasswordPolicy";
 }
 impl Operation for DeleteGroupRequest {
     type Output = Done;
@@ -374,6 +422,26 @@ impl Operation for DetachUserPolicyRequest {
     type Output = Done;
     const NAME: &str = "DetachUserPolicy";
 }
+impl Operation for GenerateCredentialReportRequest {
+    type Output = GenerateCredentialReportResponse;
+    const NAME: &str = "GenerateCredentialReport";
+    const RESULT_WRAPPER: Option<&str> = Some("GenerateCredentialReportResult");
+}
+impl Operation for GetAccessKeyLastUsedRequest {
+    type Output = GetAccessKeyLastUsedResponse;
+    const NAME: &str = "GetAccessKeyLastUsed";
+    const RESULT_WRAPPER: Option<&str> = Some("GetAccessKeyLastUsedResult");
+}
+impl Operation for GetAccountAuthorizationDetailsRequest {
+    type Output = GetAccountAuthorizationDetailsResponse;
+    const NAME: &str = "GetAccountAuthorizationDetails";
+    const RESULT_WRAPPER: Option<&str> = Some("GetAccountAuthorizationDetailsResult");
+}
+impl Operation for GetAccountPasswordPolicyRequest {
+    type Output = GetAccountPasswordPolicyResponse;
+    const NAME: &str = "GetAccountPasswordPolicy";
+    const RESULT_WRAPPER: Option<&str> = Some("GetAccountPasswordPolicyResult");
+}
 impl Operation for GetAccountSummaryRequest {
     type Output = GetAccountSummaryResponse;
     const NAME: &str = "GetAccountSummary";
@@ -388,6 +456,11 @@ impl Operation for GetContextKeysForPrincipalPolicyRequest {
     type Output = GetContextKeysForPolicyResponse;
     const NAME: &str = "GetContextKeysForPrincipalPolicy";
     const RESULT_WRAPPER: Option<&str> = Some("GetContextKeysForPrincipalPolicyResult");
+}
+impl Operation for GetCredentialReportRequest {
+    type Output = GetCredentialReportResponse;
+    const NAME: &str = "GetCredentialReport";
+    const RESULT_WRAPPER: Option<&str> = Some("GetCredentialReportResult");
 }
 impl Operation for GetGroupRequest {
     type Output = GetGroupResponse;
@@ -489,6 +562,11 @@ impl Operation for ListGroupsForUserRequest {
     const NAME: &str = "ListGroupsForUser";
     const RESULT_WRAPPER: Option<&str> = Some("ListGroupsForUserResult");
 }
+impl Operation for ListInstanceProfileTagsRequest {
+    type Output = ListInstanceProfileTagsResponse;
+    const NAME: &str = "ListInstanceProfileTags";
+    const RESULT_WRAPPER: Option<&str> = Some("ListInstanceProfileTagsResult");
+}
 impl Operation for ListInstanceProfilesRequest {
     type Output = ListInstanceProfilesResponse;
     const NAME: &str = "ListInstanceProfiles";
@@ -498,6 +576,11 @@ impl Operation for ListInstanceProfilesForRoleRequest {
     type Output = ListInstanceProfilesForRoleResponse;
     const NAME: &str = "ListInstanceProfilesForRole";
     const RESULT_WRAPPER: Option<&str> = Some("ListInstanceProfilesForRoleResult");
+}
+impl Operation for ListMFADevicesRequest {
+    type Output = ListMFADevicesResponse;
+    const NAME: &str = "ListMFADevices";
+    const RESULT_WRAPPER: Option<&str> = Some("ListMFADevicesResult");
 }
 impl Operation for ListOpenIDConnectProviderTagsRequest {
     type Output = ListOpenIDConnectProviderTagsResponse;
@@ -513,6 +596,11 @@ impl Operation for ListPoliciesRequest {
     type Output = ListPoliciesResponse;
     const NAME: &str = "ListPolicies";
     const RESULT_WRAPPER: Option<&str> = Some("ListPoliciesResult");
+}
+impl Operation for ListPoliciesGrantingServiceAccessRequest {
+    type Output = ListPoliciesGrantingServiceAccessResponse;
+    const NAME: &str = "ListPoliciesGrantingServiceAccess";
+    const RESULT_WRAPPER: Option<&str> = Some("ListPoliciesGrantingServiceAccessResult");
 }
 impl Operation for ListPolicyTagsRequest {
     type Output = ListPolicyTagsResponse;
@@ -539,6 +627,31 @@ impl Operation for ListRolesRequest {
     const NAME: &str = "ListRoles";
     const RESULT_WRAPPER: Option<&str> = Some("ListRolesResult");
 }
+impl Operation for ListSAMLProvidersRequest {
+    type Output = ListSAMLProvidersResponse;
+    const NAME: &str = "ListSAMLProviders";
+    const RESULT_WRAPPER: Option<&str> = Some("ListSAMLProvidersResult");
+}
+impl Operation for ListSSHPublicKeysRequest {
+    type Output = ListSSHPublicKeysResponse;
+    const NAME: &str = "ListSSHPublicKeys";
+    const RESULT_WRAPPER: Option<&str> = Some("ListSSHPublicKeysResult");
+}
+impl Operation for ListServerCertificatesRequest {
+    type Output = ListServerCertificatesResponse;
+    const NAME: &str = "ListServerCertificates";
+    const RESULT_WRAPPER: Option<&str> = Some("ListServerCertificatesResult");
+}
+impl Operation for ListServiceSpecificCredentialsRequest {
+    type Output = ListServiceSpecificCredentialsResponse;
+    const NAME: &str = "ListServiceSpecificCredentials";
+    const RESULT_WRAPPER: Option<&str> = Some("ListServiceSpecificCredentialsResult");
+}
+impl Operation for ListSigningCertificatesRequest {
+    type Output = ListSigningCertificatesResponse;
+    const NAME: &str = "ListSigningCertificates";
+    const RESULT_WRAPPER: Option<&str> = Some("ListSigningCertificatesResult");
+}
 impl Operation for ListUserPoliciesRequest {
     type Output = ListUserPoliciesResponse;
     const NAME: &str = "ListUserPolicies";
@@ -553,6 +666,11 @@ impl Operation for ListUsersRequest {
     type Output = ListUsersResponse;
     const NAME: &str = "ListUsers";
     const RESULT_WRAPPER: Option<&str> = Some("ListUsersResult");
+}
+impl Operation for ListVirtualMFADevicesRequest {
+    type Output = ListVirtualMFADevicesResponse;
+    const NAME: &str = "ListVirtualMFADevices";
+    const RESULT_WRAPPER: Option<&str> = Some("ListVirtualMFADevicesResult");
 }
 impl Operation for PutGroupPolicyRequest {
     type Output = Done;
@@ -600,6 +718,10 @@ impl Operation for SimulatePrincipalPolicyRequest {
     const NAME: &str = "SimulatePrincipalPolicy";
     const RESULT_WRAPPER: Option<&str> = Some("SimulatePrincipalPolicyResult");
 }
+impl Operation for TagInstanceProfileRequest {
+    type Output = Done;
+    const NAME: &str = "TagInstanceProfile";
+}
 impl Operation for TagOpenIDConnectProviderRequest {
     type Output = Done;
     const NAME: &str = "TagOpenIDConnectProvider";
@@ -615,6 +737,10 @@ impl Operation for TagRoleRequest {
 impl Operation for TagUserRequest {
     type Output = Done;
     const NAME: &str = "TagUser";
+}
+impl Operation for UntagInstanceProfileRequest {
+    type Output = Done;
+    const NAME: &str = "UntagInstanceProfile";
 }
 impl Operation for UntagOpenIDConnectProviderRequest {
     type Output = Done;
@@ -635,6 +761,10 @@ impl Operation for UntagUserRequest {
 impl Operation for UpdateAccessKeyRequest {
     type Output = Done;
     const NAME: &str = "UpdateAccessKey";
+}
+impl Operation for UpdateAccountPasswordPolicyRequest {
+    type Output = Done;
+    const NAME: &str = "UpdateAccountPasswordPolicy";
 }
 impl Operation for UpdateAssumeRolePolicyRequest {
     type Output = Done;
@@ -669,27 +799,22 @@ impl Operation for UpdateUserRequest {
 
 /// AWS's other actions, sorted.
 pub const UNSERVED: &[&str] = &[
-    "AcceptDelegationRequest", "AcquireRole", "AssociateDelegationRequest", "ChangePassword",
-    "CreateDelegationRequest", "CreateSAMLProvider", "CreateServiceLinkedRole", "CreateServiceSpecificCredential",
-    "CreateVirtualMFADevice", "DeactivateMFADevice", "DeleteAccountPasswordPolicy", "DeleteSAMLProvider",
-    "DeleteSSHPublicKey", "DeleteServerCertificate", "DeleteServiceLinkedRole", "DeleteServiceSpecificCredential",
-    "DeleteSigningCertificate", "DeleteVirtualMFADevice", "DisableOrganizationsRootCredentialsManagement",
-    "DisableOrganizationsRootSessions", "DisableOutboundWebIdentityFederation", "EnableMFADevice",
-    "EnableOrganizationsRootCredentialsManagement", "EnableOrganizationsRootSessions",
-    "EnableOutboundWebIdentityFederation", "GenerateCredentialReport", "GenerateOrganizationsAccessReport",
-    "GenerateServiceLastAccessedDetails", "GetAccessKeyLastUsed", "GetAccountAuthorizationDetails",
-    "GetAccountPasswordPolicy", "GetAccountProperties", "GetCredentialReport", "GetDelegationRequest",
-    "GetHumanReadableSummary", "GetMFADevice", "GetOrganizationsAccessReport", "GetOutboundWebIdentityFederationInfo",
-    "GetRoleTemplateVersion", "GetSAMLProvider", "GetSSHPublicKey", "GetServerCertificate",
-    "GetServiceLastAccessedDetails", "GetServiceLastAccessedDetailsWithEntities",
-    "GetServiceLinkedRoleDeletionStatus", "ListDelegationRequests", "ListInstanceProfileTags", "ListMFADeviceTags",
-    "ListMFADevices", "ListOrganizationsFeatures", "ListPoliciesGrantingServiceAccess", "ListSAMLProviderTags",
-    "ListSAMLProviders", "ListSSHPublicKeys", "ListServerCertificateTags", "ListServerCertificates",
-    "ListServiceSpecificCredentials", "ListSigningCertificates", "ListVirtualMFADevices", "PutAccountProperties",
-    "RejectDelegationRequest", "ResetServiceSpecificCredential", "ResyncMFADevice", "SendDelegationToken",
-    "SetSecurityTokenServicePreferences", "TagInstanceProfile", "TagMFADevice", "TagSAMLProvider",
-    "TagServerCertificate", "UntagInstanceProfile", "UntagMFADevice", "UntagSAMLProvider", "UntagServerCertificate",
-    "UpdateAccountPasswordPolicy", "UpdateDelegationRequest", "UpdateSAMLProvider", "UpdateSSHPublicKey",
-    "UpdateServerCertificate", "UpdateServiceSpecificCredential", "UpdateSigningCertificate", "UploadSSHPublicKey",
-    "UploadServerCertificate", "UploadSigningCertificate",
+    "AcceptDelegationRequest", "AcquireRole", "AssociateDelegationRequest", "CreateDelegationRequest",
+    "CreateSAMLProvider", "CreateServiceLinkedRole", "CreateServiceSpecificCredential", "CreateVirtualMFADevice",
+    "DeactivateMFADevice", "DeleteSAMLProvider", "DeleteSSHPublicKey", "DeleteServerCertificate",
+    "DeleteServiceLinkedRole", "DeleteServiceSpecificCredential", "DeleteSigningCertificate",
+    "DeleteVirtualMFADevice", "DisableOrganizationsRootCredentialsManagement", "DisableOrganizationsRootSessions",
+    "DisableOutboundWebIdentityFederation", "EnableMFADevice", "EnableOrganizationsRootCredentialsManagement",
+    "EnableOrganizationsRootSessions", "EnableOutboundWebIdentityFederation", "GenerateOrganizationsAccessReport",
+    "GenerateServiceLastAccessedDetails", "GetAccountProperties", "GetDelegationRequest", "GetHumanReadableSummary",
+    "GetMFADevice", "GetOrganizationsAccessReport", "GetOutboundWebIdentityFederationInfo", "GetRoleTemplateVersion",
+    "GetSAMLProvider", "GetSSHPublicKey", "GetServerCertificate", "GetServiceLastAccessedDetails",
+    "GetServiceLastAccessedDetailsWithEntities", "GetServiceLinkedRoleDeletionStatus", "ListDelegationRequests",
+    "ListMFADeviceTags", "ListOrganizationsFeatures", "ListSAMLProviderTags", "ListServerCertificateTags",
+    "PutAccountProperties", "RejectDelegationRequest", "ResetServiceSpecificCredential", "ResyncMFADevice",
+    "SendDelegationToken", "SetSecurityTokenServicePreferences", "TagMFADevice", "TagSAMLProvider",
+    "TagServerCertificate", "UntagMFADevice", "UntagSAMLProvider", "UntagServerCertificate",
+    "UpdateDelegationRequest", "UpdateSAMLProvider", "UpdateSSHPublicKey", "UpdateServerCertificate",
+    "UpdateServiceSpecificCredential", "UpdateSigningCertificate", "UploadSSHPublicKey", "UploadServerCertificate",
+    "UploadSigningCertificate",
 ];

@@ -20,6 +20,20 @@ impl ToXml for AccessKey {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct AccessKeyLastUsed {
+    pub last_used_date: Option<Timestamp>,
+    pub region: Option<String>,
+    pub service_name: Option<String>,
+}
+impl ToXml for AccessKeyLastUsed {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("LastUsedDate", &self.last_used_date);
+        w.opt("Region", &self.region);
+        w.opt("ServiceName", &self.service_name);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct AccessKeyMetadata {
     pub access_key_id: Option<String>,
     pub create_date: Option<Timestamp>,
@@ -148,6 +162,20 @@ wire_enum! {
         User = "user",
         Group = "group",
         Role = "role",
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ChangePasswordRequest {
+    pub new_password: String,
+    pub old_password: String,
+}
+impl FromQuery for ChangePasswordRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            new_password: q.req("NewPassword")?,
+            old_password: q.req("OldPassword")?,
+        })
     }
 }
 
@@ -469,6 +497,16 @@ impl FromQuery for DeleteAccountAliasRequest {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DeleteAccountPasswordPolicyRequest {
+}
+impl FromQuery for DeleteAccountPasswordPolicyRequest {
+    fn from_query(_q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DeleteGroupPolicyRequest {
     pub group_name: String,
     pub policy_name: String,
@@ -711,9 +749,9 @@ impl ToXml for EvaluationResult {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct GetAccountSummaryRequest {
+pub struct GenerateCredentialReportRequest {
 }
-impl FromQuery for GetAccountSummaryRequest {
+impl FromQuery for GenerateCredentialReportRequest {
     fn from_query(_q: &Query<'_>) -> Result<Self, Invalid> {
         Ok(Self {
         })
@@ -721,89 +759,51 @@ impl FromQuery for GetAccountSummaryRequest {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct GetAccountSummaryResponse {
-    pub summary_map: Option<BTreeMap<String, i32>>,
+pub struct GenerateCredentialReportResponse {
+    pub description: Option<String>,
+    pub state: Option<ReportStateType>,
 }
-impl ToXml for GetAccountSummaryResponse {
+impl ToXml for GenerateCredentialReportResponse {
     fn to_xml(&self, w: &mut Xml) {
-        w.map("SummaryMap", &self.summary_map);
+        w.opt("Description", &self.description);
+        w.opt("State", &self.state);
     }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct GetContextKeysForCustomPolicyRequest {
-    pub policy_input_list: Vec<String>,
+pub struct GetAccessKeyLastUsedRequest {
+    pub access_key_id: String,
 }
-impl FromQuery for GetContextKeysForCustomPolicyRequest {
+impl FromQuery for GetAccessKeyLastUsedRequest {
     fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
         Ok(Self {
-            policy_input_list: q.members_req("PolicyInputList")?,
+            access_key_id: q.req("AccessKeyId")?,
         })
     }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct GetContextKeysForPolicyResponse {
-    pub context_key_names: Vec<String>,
+pub struct GetAccessKeyLastUsedResponse {
+    pub access_key_last_used: Option<AccessKeyLastUsed>,
+    pub user_name: Option<String>,
 }
-impl ToXml for GetContextKeysForPolicyResponse {
+impl ToXml for GetAccessKeyLastUsedResponse {
     fn to_xml(&self, w: &mut Xml) {
-        w.list("ContextKeyNames", "member", &self.context_key_names);
+        w.opt("AccessKeyLastUsed", &self.access_key_last_used);
+        w.opt("UserName", &self.user_name);
     }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct GetContextKeysForPrincipalPolicyRequest {
-    pub policy_input_list: Vec<String>,
-    pub policy_source_arn: String,
-}
-impl FromQuery for GetContextKeysForPrincipalPolicyRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            policy_input_list: q.members("PolicyInputList")?,
-            policy_source_arn: q.req("PolicySourceArn")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct GetGroupPolicyRequest {
-    pub group_name: String,
-    pub policy_name: String,
-}
-impl FromQuery for GetGroupPolicyRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            group_name: q.req("GroupName")?,
-            policy_name: q.req("PolicyName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct GetGroupPolicyResponse {
-    pub group_name: Option<String>,
-    pub policy_document: Option<String>,
-    pub policy_name: Option<String>,
-}
-impl ToXml for GetGroupPolicyResponse {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("GroupName", &self.group_name);
-        w.opt("PolicyDocument", &self.policy_document);
-        w.opt("PolicyName", &self.policy_name);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct GetGroupRequest {
-    pub group_name: String,
+pub struct GetAccountAuthorizationDetailsRequest {
+    pub filter: Vec<EntityType>,
     pub marker: Option<String>,
     pub max_items: Option<i32>,
 }
-impl FromQuery for GetGroupRequest {
+impl FromQuery for GetAccountAuthorizationDetailsRequest {
     fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
         Ok(Self {
-            group_name: q.req("GroupName")?,
+            filter: q.members("Filter")?,
             marker: q.opt("Marker")?,
             max_items: q.opt("MaxItems")?,
         })

@@ -2,6 +2,170 @@
 use super::*;
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetAccountAuthorizationDetailsResponse {
+    pub group_detail_list: Vec<GroupDetail>,
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+    pub policies: Vec<ManagedPolicyDetail>,
+    pub role_detail_list: Vec<RoleDetail>,
+    pub user_detail_list: Vec<UserDetail>,
+}
+impl ToXml for GetAccountAuthorizationDetailsResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.list("GroupDetailList", "member", &self.group_detail_list);
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+        w.list("Policies", "member", &self.policies);
+        w.list("RoleDetailList", "member", &self.role_detail_list);
+        w.list("UserDetailList", "member", &self.user_detail_list);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetAccountPasswordPolicyRequest {
+}
+impl FromQuery for GetAccountPasswordPolicyRequest {
+    fn from_query(_q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetAccountPasswordPolicyResponse {
+    pub password_policy: Option<PasswordPolicy>,
+}
+impl ToXml for GetAccountPasswordPolicyResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("PasswordPolicy", &self.password_policy);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetAccountSummaryRequest {
+}
+impl FromQuery for GetAccountSummaryRequest {
+    fn from_query(_q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetAccountSummaryResponse {
+    pub summary_map: Option<BTreeMap<String, i32>>,
+}
+impl ToXml for GetAccountSummaryResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.map("SummaryMap", &self.summary_map);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetContextKeysForCustomPolicyRequest {
+    pub policy_input_list: Vec<String>,
+}
+impl FromQuery for GetContextKeysForCustomPolicyRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            policy_input_list: q.members_req("PolicyInputList")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetContextKeysForPolicyResponse {
+    pub context_key_names: Vec<String>,
+}
+impl ToXml for GetContextKeysForPolicyResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.list("ContextKeyNames", "member", &self.context_key_names);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetContextKeysForPrincipalPolicyRequest {
+    pub policy_input_list: Vec<String>,
+    pub policy_source_arn: String,
+}
+impl FromQuery for GetContextKeysForPrincipalPolicyRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            policy_input_list: q.members("PolicyInputList")?,
+            policy_source_arn: q.req("PolicySourceArn")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetCredentialReportRequest {
+}
+impl FromQuery for GetCredentialReportRequest {
+    fn from_query(_q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetCredentialReportResponse {
+    pub content: Option<Blob>,
+    pub generated_time: Option<Timestamp>,
+    pub report_format: Option<ReportFormatType>,
+}
+impl ToXml for GetCredentialReportResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("Content", &self.content);
+        w.opt("GeneratedTime", &self.generated_time);
+        w.opt("ReportFormat", &self.report_format);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetGroupPolicyRequest {
+    pub group_name: String,
+    pub policy_name: String,
+}
+impl FromQuery for GetGroupPolicyRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            group_name: q.req("GroupName")?,
+            policy_name: q.req("PolicyName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetGroupPolicyResponse {
+    pub group_name: Option<String>,
+    pub policy_document: Option<String>,
+    pub policy_name: Option<String>,
+}
+impl ToXml for GetGroupPolicyResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("GroupName", &self.group_name);
+        w.opt("PolicyDocument", &self.policy_document);
+        w.opt("PolicyName", &self.policy_name);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GetGroupRequest {
+    pub group_name: String,
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+}
+impl FromQuery for GetGroupRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            group_name: q.req("GroupName")?,
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GetGroupResponse {
     pub group: Option<Group>,
     pub is_truncated: Option<bool>,
@@ -251,6 +415,28 @@ impl ToXml for Group {
         w.opt("CreateDate", &self.create_date);
         w.opt("GroupId", &self.group_id);
         w.opt("GroupName", &self.group_name);
+        w.opt("Path", &self.path);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GroupDetail {
+    pub arn: Option<String>,
+    pub attached_managed_policies: Option<Vec<AttachedPolicy>>,
+    pub create_date: Option<Timestamp>,
+    pub group_id: Option<String>,
+    pub group_name: Option<String>,
+    pub group_policy_list: Option<Vec<PolicyDetail>>,
+    pub path: Option<String>,
+}
+impl ToXml for GroupDetail {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("Arn", &self.arn);
+        w.list_opt("AttachedManagedPolicies", "member", &self.attached_managed_policies);
+        w.opt("CreateDate", &self.create_date);
+        w.opt("GroupId", &self.group_id);
+        w.opt("GroupName", &self.group_name);
+        w.list_opt("GroupPolicyList", "member", &self.group_policy_list);
         w.opt("Path", &self.path);
     }
 }
@@ -578,6 +764,36 @@ impl ToXml for ListGroupsResponse {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListInstanceProfileTagsRequest {
+    pub instance_profile_name: String,
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+}
+impl FromQuery for ListInstanceProfileTagsRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            instance_profile_name: q.req("InstanceProfileName")?,
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListInstanceProfileTagsResponse {
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+    pub tags: Vec<Tag>,
+}
+impl ToXml for ListInstanceProfileTagsResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+        w.list("Tags", "member", &self.tags);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ListInstanceProfilesForRoleRequest {
     pub marker: Option<String>,
     pub max_items: Option<i32>,
@@ -590,225 +806,5 @@ impl FromQuery for ListInstanceProfilesForRoleRequest {
             max_items: q.opt("MaxItems")?,
             role_name: q.req("RoleName")?,
         })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListInstanceProfilesForRoleResponse {
-    pub instance_profiles: Vec<InstanceProfile>,
-    pub is_truncated: Option<bool>,
-    pub marker: Option<String>,
-}
-impl ToXml for ListInstanceProfilesForRoleResponse {
-    fn to_xml(&self, w: &mut Xml) {
-        w.list("InstanceProfiles", "member", &self.instance_profiles);
-        w.opt("IsTruncated", &self.is_truncated);
-        w.opt("Marker", &self.marker);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListInstanceProfilesRequest {
-    pub marker: Option<String>,
-    pub max_items: Option<i32>,
-    pub path_prefix: Option<String>,
-}
-impl FromQuery for ListInstanceProfilesRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            marker: q.opt("Marker")?,
-            max_items: q.opt("MaxItems")?,
-            path_prefix: q.opt("PathPrefix")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListInstanceProfilesResponse {
-    pub instance_profiles: Vec<InstanceProfile>,
-    pub is_truncated: Option<bool>,
-    pub marker: Option<String>,
-}
-impl ToXml for ListInstanceProfilesResponse {
-    fn to_xml(&self, w: &mut Xml) {
-        w.list("InstanceProfiles", "member", &self.instance_profiles);
-        w.opt("IsTruncated", &self.is_truncated);
-        w.opt("Marker", &self.marker);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListOpenIDConnectProviderTagsRequest {
-    pub marker: Option<String>,
-    pub max_items: Option<i32>,
-    pub open_id_connect_provider_arn: String,
-}
-impl FromQuery for ListOpenIDConnectProviderTagsRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            marker: q.opt("Marker")?,
-            max_items: q.opt("MaxItems")?,
-            open_id_connect_provider_arn: q.req("OpenIDConnectProviderArn")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListOpenIDConnectProviderTagsResponse {
-    pub is_truncated: Option<bool>,
-    pub marker: Option<String>,
-    pub tags: Vec<Tag>,
-}
-impl ToXml for ListOpenIDConnectProviderTagsResponse {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("IsTruncated", &self.is_truncated);
-        w.opt("Marker", &self.marker);
-        w.list("Tags", "member", &self.tags);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListOpenIDConnectProvidersRequest {
-}
-impl FromQuery for ListOpenIDConnectProvidersRequest {
-    fn from_query(_q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListOpenIDConnectProvidersResponse {
-    pub open_id_connect_provider_list: Vec<OpenIDConnectProviderListEntry>,
-}
-impl ToXml for ListOpenIDConnectProvidersResponse {
-    fn to_xml(&self, w: &mut Xml) {
-        w.list("OpenIDConnectProviderList", "member", &self.open_id_connect_provider_list);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListPoliciesRequest {
-    pub marker: Option<String>,
-    pub max_items: Option<i32>,
-    pub only_attached: Option<bool>,
-    pub path_prefix: Option<String>,
-    pub policy_usage_filter: Option<PolicyUsageType>,
-    pub scope: Option<PolicyScopeType>,
-}
-impl FromQuery for ListPoliciesRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            marker: q.opt("Marker")?,
-            max_items: q.opt("MaxItems")?,
-            only_attached: q.opt("OnlyAttached")?,
-            path_prefix: q.opt("PathPrefix")?,
-            policy_usage_filter: q.opt("PolicyUsageFilter")?,
-            scope: q.opt("Scope")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListPoliciesResponse {
-    pub is_truncated: Option<bool>,
-    pub marker: Option<String>,
-    pub policies: Vec<Policy>,
-}
-impl ToXml for ListPoliciesResponse {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("IsTruncated", &self.is_truncated);
-        w.opt("Marker", &self.marker);
-        w.list("Policies", "member", &self.policies);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListPolicyTagsRequest {
-    pub marker: Option<String>,
-    pub max_items: Option<i32>,
-    pub policy_arn: String,
-}
-impl FromQuery for ListPolicyTagsRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            marker: q.opt("Marker")?,
-            max_items: q.opt("MaxItems")?,
-            policy_arn: q.req("PolicyArn")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListPolicyTagsResponse {
-    pub is_truncated: Option<bool>,
-    pub marker: Option<String>,
-    pub tags: Vec<Tag>,
-}
-impl ToXml for ListPolicyTagsResponse {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("IsTruncated", &self.is_truncated);
-        w.opt("Marker", &self.marker);
-        w.list("Tags", "member", &self.tags);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListPolicyVersionsRequest {
-    pub marker: Option<String>,
-    pub max_items: Option<i32>,
-    pub policy_arn: String,
-}
-impl FromQuery for ListPolicyVersionsRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            marker: q.opt("Marker")?,
-            max_items: q.opt("MaxItems")?,
-            policy_arn: q.req("PolicyArn")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListPolicyVersionsResponse {
-    pub is_truncated: Option<bool>,
-    pub marker: Option<String>,
-    pub versions: Vec<PolicyVersion>,
-}
-impl ToXml for ListPolicyVersionsResponse {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("IsTruncated", &self.is_truncated);
-        w.opt("Marker", &self.marker);
-        w.list("Versions", "member", &self.versions);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListRolePoliciesRequest {
-    pub marker: Option<String>,
-    pub max_items: Option<i32>,
-    pub role_name: String,
-}
-impl FromQuery for ListRolePoliciesRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            marker: q.opt("Marker")?,
-            max_items: q.opt("MaxItems")?,
-            role_name: q.req("RoleName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ListRolePoliciesResponse {
-    pub is_truncated: Option<bool>,
-    pub marker: Option<String>,
-    pub policy_names: Vec<String>,
-}
-impl ToXml for ListRolePoliciesResponse {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("IsTruncated", &self.is_truncated);
-        w.opt("Marker", &self.marker);
-        w.list("PolicyNames", "member", &self.policy_names);
     }
 }

@@ -2,6 +2,298 @@
 use super::*;
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListInstanceProfilesForRoleResponse {
+    pub instance_profiles: Vec<InstanceProfile>,
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+}
+impl ToXml for ListInstanceProfilesForRoleResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.list("InstanceProfiles", "member", &self.instance_profiles);
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListInstanceProfilesRequest {
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+    pub path_prefix: Option<String>,
+}
+impl FromQuery for ListInstanceProfilesRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+            path_prefix: q.opt("PathPrefix")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListInstanceProfilesResponse {
+    pub instance_profiles: Vec<InstanceProfile>,
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+}
+impl ToXml for ListInstanceProfilesResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.list("InstanceProfiles", "member", &self.instance_profiles);
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListMFADevicesRequest {
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+    pub user_name: Option<String>,
+}
+impl FromQuery for ListMFADevicesRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+            user_name: q.opt("UserName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListMFADevicesResponse {
+    pub is_truncated: Option<bool>,
+    pub mfa_devices: Vec<MFADevice>,
+    pub marker: Option<String>,
+}
+impl ToXml for ListMFADevicesResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("IsTruncated", &self.is_truncated);
+        w.list("MFADevices", "member", &self.mfa_devices);
+        w.opt("Marker", &self.marker);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListOpenIDConnectProviderTagsRequest {
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+    pub open_id_connect_provider_arn: String,
+}
+impl FromQuery for ListOpenIDConnectProviderTagsRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+            open_id_connect_provider_arn: q.req("OpenIDConnectProviderArn")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListOpenIDConnectProviderTagsResponse {
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+    pub tags: Vec<Tag>,
+}
+impl ToXml for ListOpenIDConnectProviderTagsResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+        w.list("Tags", "member", &self.tags);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListOpenIDConnectProvidersRequest {
+}
+impl FromQuery for ListOpenIDConnectProvidersRequest {
+    fn from_query(_q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListOpenIDConnectProvidersResponse {
+    pub open_id_connect_provider_list: Vec<OpenIDConnectProviderListEntry>,
+}
+impl ToXml for ListOpenIDConnectProvidersResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.list("OpenIDConnectProviderList", "member", &self.open_id_connect_provider_list);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListPoliciesGrantingServiceAccessEntry {
+    pub policies: Option<Vec<PolicyGrantingServiceAccess>>,
+    pub service_namespace: Option<String>,
+}
+impl ToXml for ListPoliciesGrantingServiceAccessEntry {
+    fn to_xml(&self, w: &mut Xml) {
+        w.list_opt("Policies", "member", &self.policies);
+        w.opt("ServiceNamespace", &self.service_namespace);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListPoliciesGrantingServiceAccessRequest {
+    pub arn: String,
+    pub marker: Option<String>,
+    pub service_namespaces: Vec<String>,
+}
+impl FromQuery for ListPoliciesGrantingServiceAccessRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            arn: q.req("Arn")?,
+            marker: q.opt("Marker")?,
+            service_namespaces: q.members_req("ServiceNamespaces")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListPoliciesGrantingServiceAccessResponse {
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+    pub policies_granting_service_access: Vec<ListPoliciesGrantingServiceAccessEntry>,
+}
+impl ToXml for ListPoliciesGrantingServiceAccessResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+        w.list("PoliciesGrantingServiceAccess", "member", &self.policies_granting_service_access);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListPoliciesRequest {
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+    pub only_attached: Option<bool>,
+    pub path_prefix: Option<String>,
+    pub policy_usage_filter: Option<PolicyUsageType>,
+    pub scope: Option<PolicyScopeType>,
+}
+impl FromQuery for ListPoliciesRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+            only_attached: q.opt("OnlyAttached")?,
+            path_prefix: q.opt("PathPrefix")?,
+            policy_usage_filter: q.opt("PolicyUsageFilter")?,
+            scope: q.opt("Scope")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListPoliciesResponse {
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+    pub policies: Vec<Policy>,
+}
+impl ToXml for ListPoliciesResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+        w.list("Policies", "member", &self.policies);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListPolicyTagsRequest {
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+    pub policy_arn: String,
+}
+impl FromQuery for ListPolicyTagsRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+            policy_arn: q.req("PolicyArn")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListPolicyTagsResponse {
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+    pub tags: Vec<Tag>,
+}
+impl ToXml for ListPolicyTagsResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+        w.list("Tags", "member", &self.tags);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListPolicyVersionsRequest {
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+    pub policy_arn: String,
+}
+impl FromQuery for ListPolicyVersionsRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+            policy_arn: q.req("PolicyArn")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListPolicyVersionsResponse {
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+    pub versions: Vec<PolicyVersion>,
+}
+impl ToXml for ListPolicyVersionsResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+        w.list("Versions", "member", &self.versions);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListRolePoliciesRequest {
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+    pub role_name: String,
+}
+impl FromQuery for ListRolePoliciesRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+            role_name: q.req("RoleName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListRolePoliciesResponse {
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+    pub policy_names: Vec<String>,
+}
+impl ToXml for ListRolePoliciesResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+        w.list("PolicyNames", "member", &self.policy_names);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ListRoleTagsRequest {
     pub marker: Option<String>,
     pub max_items: Option<i32>,
@@ -58,6 +350,150 @@ impl ToXml for ListRolesResponse {
         w.opt("IsTruncated", &self.is_truncated);
         w.opt("Marker", &self.marker);
         w.list("Roles", "member", &self.roles);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListSAMLProvidersRequest {
+}
+impl FromQuery for ListSAMLProvidersRequest {
+    fn from_query(_q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListSAMLProvidersResponse {
+    pub saml_provider_list: Vec<SAMLProviderListEntry>,
+}
+impl ToXml for ListSAMLProvidersResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.list("SAMLProviderList", "member", &self.saml_provider_list);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListSSHPublicKeysRequest {
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+    pub user_name: Option<String>,
+}
+impl FromQuery for ListSSHPublicKeysRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+            user_name: q.opt("UserName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListSSHPublicKeysResponse {
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+    pub ssh_public_keys: Vec<SSHPublicKeyMetadata>,
+}
+impl ToXml for ListSSHPublicKeysResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+        w.list("SSHPublicKeys", "member", &self.ssh_public_keys);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListServerCertificatesRequest {
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+    pub path_prefix: Option<String>,
+}
+impl FromQuery for ListServerCertificatesRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+            path_prefix: q.opt("PathPrefix")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListServerCertificatesResponse {
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+    pub server_certificate_metadata_list: Vec<ServerCertificateMetadata>,
+}
+impl ToXml for ListServerCertificatesResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+        w.list("ServerCertificateMetadataList", "member", &self.server_certificate_metadata_list);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListServiceSpecificCredentialsRequest {
+    pub all_users: Option<bool>,
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+    pub service_name: Option<String>,
+    pub user_name: Option<String>,
+}
+impl FromQuery for ListServiceSpecificCredentialsRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            all_users: q.opt("AllUsers")?,
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+            service_name: q.opt("ServiceName")?,
+            user_name: q.opt("UserName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListServiceSpecificCredentialsResponse {
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+    pub service_specific_credentials: Vec<ServiceSpecificCredentialMetadata>,
+}
+impl ToXml for ListServiceSpecificCredentialsResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+        w.list("ServiceSpecificCredentials", "member", &self.service_specific_credentials);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListSigningCertificatesRequest {
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+    pub user_name: Option<String>,
+}
+impl FromQuery for ListSigningCertificatesRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+            user_name: q.opt("UserName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListSigningCertificatesResponse {
+    pub certificates: Vec<SigningCertificate>,
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+}
+impl ToXml for ListSigningCertificatesResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.list("Certificates", "member", &self.certificates);
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
     }
 }
 
@@ -152,6 +588,36 @@ impl ToXml for ListUsersResponse {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListVirtualMFADevicesRequest {
+    pub assignment_status: Option<AssignmentStatusType>,
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+}
+impl FromQuery for ListVirtualMFADevicesRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            assignment_status: q.opt("AssignmentStatus")?,
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListVirtualMFADevicesResponse {
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+    pub virtual_mfa_devices: Vec<VirtualMFADevice>,
+}
+impl ToXml for ListVirtualMFADevicesResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+        w.list("VirtualMFADevices", "member", &self.virtual_mfa_devices);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct LoginProfile {
     pub create_date: Option<Timestamp>,
     pub password_reset_required: Option<bool>,
@@ -162,6 +628,52 @@ impl ToXml for LoginProfile {
         w.opt("CreateDate", &self.create_date);
         w.opt("PasswordResetRequired", &self.password_reset_required);
         w.opt("UserName", &self.user_name);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct MFADevice {
+    pub enable_date: Option<Timestamp>,
+    pub serial_number: Option<String>,
+    pub user_name: Option<String>,
+}
+impl ToXml for MFADevice {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("EnableDate", &self.enable_date);
+        w.opt("SerialNumber", &self.serial_number);
+        w.opt("UserName", &self.user_name);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ManagedPolicyDetail {
+    pub arn: Option<String>,
+    pub attachment_count: Option<i32>,
+    pub create_date: Option<Timestamp>,
+    pub default_version_id: Option<String>,
+    pub description: Option<String>,
+    pub is_attachable: Option<bool>,
+    pub path: Option<String>,
+    pub permissions_boundary_usage_count: Option<i32>,
+    pub policy_id: Option<String>,
+    pub policy_name: Option<String>,
+    pub policy_version_list: Option<Vec<PolicyVersion>>,
+    pub update_date: Option<Timestamp>,
+}
+impl ToXml for ManagedPolicyDetail {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("Arn", &self.arn);
+        w.opt("AttachmentCount", &self.attachment_count);
+        w.opt("CreateDate", &self.create_date);
+        w.opt("DefaultVersionId", &self.default_version_id);
+        w.opt("Description", &self.description);
+        w.opt("IsAttachable", &self.is_attachable);
+        w.opt("Path", &self.path);
+        w.opt("PermissionsBoundaryUsageCount", &self.permissions_boundary_usage_count);
+        w.opt("PolicyId", &self.policy_id);
+        w.opt("PolicyName", &self.policy_name);
+        w.list_opt("PolicyVersionList", "member", &self.policy_version_list);
+        w.opt("UpdateDate", &self.update_date);
     }
 }
 
@@ -194,6 +706,34 @@ pub struct OrganizationsDecisionDetail {
 impl ToXml for OrganizationsDecisionDetail {
     fn to_xml(&self, w: &mut Xml) {
         w.opt("AllowedByOrganizations", &self.allowed_by_organizations);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PasswordPolicy {
+    pub allow_users_to_change_password: Option<bool>,
+    pub expire_passwords: Option<bool>,
+    pub hard_expiry: Option<bool>,
+    pub max_password_age: Option<i32>,
+    pub minimum_password_length: Option<i32>,
+    pub password_reuse_prevention: Option<i32>,
+    pub require_lowercase_characters: Option<bool>,
+    pub require_numbers: Option<bool>,
+    pub require_symbols: Option<bool>,
+    pub require_uppercase_characters: Option<bool>,
+}
+impl ToXml for PasswordPolicy {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("AllowUsersToChangePassword", &self.allow_users_to_change_password);
+        w.opt("ExpirePasswords", &self.expire_passwords);
+        w.opt("HardExpiry", &self.hard_expiry);
+        w.opt("MaxPasswordAge", &self.max_password_age);
+        w.opt("MinimumPasswordLength", &self.minimum_password_length);
+        w.opt("PasswordReusePrevention", &self.password_reuse_prevention);
+        w.opt("RequireLowercaseCharacters", &self.require_lowercase_characters);
+        w.opt("RequireNumbers", &self.require_numbers);
+        w.opt("RequireSymbols", &self.require_symbols);
+        w.opt("RequireUppercaseCharacters", &self.require_uppercase_characters);
     }
 }
 
@@ -245,576 +785,22 @@ impl ToXml for Policy {
     }
 }
 
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PolicyDetail {
+    pub policy_document: Option<String>,
+    pub policy_name: Option<String>,
+}
+impl ToXml for PolicyDetail {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("PolicyDocument", &self.policy_document);
+        w.opt("PolicyName", &self.policy_name);
+    }
+}
+
 wire_enum! {
     pub enum PolicyEvaluationDecisionType {
         Allowed = "allowed",
         ExplicitDeny = "explicitDeny",
         ImplicitDeny = "implicitDeny",
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct PolicyGroup {
-    pub group_id: Option<String>,
-    pub group_name: Option<String>,
-}
-impl ToXml for PolicyGroup {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("GroupId", &self.group_id);
-        w.opt("GroupName", &self.group_name);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct PolicyIdentifier {
-    pub inline_policy_identifier: Option<InlinePolicyIdentifierType>,
-    pub policy_arn: Option<String>,
-    pub policy_type: Option<PolicyIdentifierPolicyType>,
-}
-impl FromQuery for PolicyIdentifier {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            inline_policy_identifier: q.opt("InlinePolicyIdentifier")?,
-            policy_arn: q.opt("PolicyArn")?,
-            policy_type: q.opt("PolicyType")?,
-        })
-    }
-}
-
-wire_enum! {
-    pub enum PolicyIdentifierPolicyType {
-        Inline = "inline",
-        AwsManaged = "aws-managed",
-        UserManaged = "user-managed",
-        PermissionBoundary = "permission-boundary",
-        Scp = "scp",
-        Rcp = "rcp",
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct PolicyRole {
-    pub role_id: Option<String>,
-    pub role_name: Option<String>,
-}
-impl ToXml for PolicyRole {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("RoleId", &self.role_id);
-        w.opt("RoleName", &self.role_name);
-    }
-}
-
-wire_enum! {
-    pub enum PolicySourceType {
-        User = "user",
-        Group = "group",
-        Role = "role",
-        AwsManaged = "aws-managed",
-        UserManaged = "user-managed",
-        Resource = "resource",
-        None = "none",
-    }
-}
-
-wire_enum! {
-    pub enum PolicyUsageType {
-        PermissionsPolicy = "PermissionsPolicy",
-        PermissionsBoundary = "PermissionsBoundary",
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct PolicyUser {
-    pub user_id: Option<String>,
-    pub user_name: Option<String>,
-}
-impl ToXml for PolicyUser {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("UserId", &self.user_id);
-        w.opt("UserName", &self.user_name);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct PolicyVersion {
-    pub create_date: Option<Timestamp>,
-    pub document: Option<String>,
-    pub is_default_version: Option<bool>,
-    pub version_id: Option<String>,
-}
-impl ToXml for PolicyVersion {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("CreateDate", &self.create_date);
-        w.opt("Document", &self.document);
-        w.opt("IsDefaultVersion", &self.is_default_version);
-        w.opt("VersionId", &self.version_id);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Position {
-    pub column: Option<i32>,
-    pub line: Option<i32>,
-}
-impl ToXml for Position {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("Column", &self.column);
-        w.opt("Line", &self.line);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct PutGroupPolicyRequest {
-    pub group_name: String,
-    pub policy_document: String,
-    pub policy_name: String,
-}
-impl FromQuery for PutGroupPolicyRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            group_name: q.req("GroupName")?,
-            policy_document: q.req("PolicyDocument")?,
-            policy_name: q.req("PolicyName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct PutRolePermissionsBoundaryRequest {
-    pub permissions_boundary: String,
-    pub role_name: String,
-}
-impl FromQuery for PutRolePermissionsBoundaryRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            permissions_boundary: q.req("PermissionsBoundary")?,
-            role_name: q.req("RoleName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct PutRolePolicyRequest {
-    pub policy_document: String,
-    pub policy_name: String,
-    pub role_name: String,
-}
-impl FromQuery for PutRolePolicyRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            policy_document: q.req("PolicyDocument")?,
-            policy_name: q.req("PolicyName")?,
-            role_name: q.req("RoleName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct PutUserPermissionsBoundaryRequest {
-    pub permissions_boundary: String,
-    pub user_name: String,
-}
-impl FromQuery for PutUserPermissionsBoundaryRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            permissions_boundary: q.req("PermissionsBoundary")?,
-            user_name: q.req("UserName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct PutUserPolicyRequest {
-    pub policy_document: String,
-    pub policy_name: String,
-    pub user_name: String,
-}
-impl FromQuery for PutUserPolicyRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            policy_document: q.req("PolicyDocument")?,
-            policy_name: q.req("PolicyName")?,
-            user_name: q.req("UserName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct RemoveClientIDFromOpenIDConnectProviderRequest {
-    pub client_id: String,
-    pub open_id_connect_provider_arn: String,
-}
-impl FromQuery for RemoveClientIDFromOpenIDConnectProviderRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            client_id: q.req("ClientID")?,
-            open_id_connect_provider_arn: q.req("OpenIDConnectProviderArn")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct RemoveRoleFromInstanceProfileRequest {
-    pub instance_profile_name: String,
-    pub role_name: String,
-}
-impl FromQuery for RemoveRoleFromInstanceProfileRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            instance_profile_name: q.req("InstanceProfileName")?,
-            role_name: q.req("RoleName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct RemoveUserFromGroupRequest {
-    pub group_name: String,
-    pub user_name: String,
-}
-impl FromQuery for RemoveUserFromGroupRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            group_name: q.req("GroupName")?,
-            user_name: q.req("UserName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ResourceSpecificResult {
-    pub eval_decision_details: Option<BTreeMap<String, PolicyEvaluationDecisionType>>,
-    pub eval_resource_decision: Option<PolicyEvaluationDecisionType>,
-    pub eval_resource_name: Option<String>,
-    pub matched_statements: Option<Vec<Statement>>,
-    pub missing_context_values: Option<Vec<String>>,
-    pub permissions_boundary_decision_detail: Option<PermissionsBoundaryDecisionDetail>,
-}
-impl ToXml for ResourceSpecificResult {
-    fn to_xml(&self, w: &mut Xml) {
-        w.map("EvalDecisionDetails", &self.eval_decision_details);
-        w.opt("EvalResourceDecision", &self.eval_resource_decision);
-        w.opt("EvalResourceName", &self.eval_resource_name);
-        w.list_opt("MatchedStatements", "member", &self.matched_statements);
-        w.list_opt("MissingContextValues", "member", &self.missing_context_values);
-        w.opt("PermissionsBoundaryDecisionDetail", &self.permissions_boundary_decision_detail);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Role {
-    pub arn: Option<String>,
-    pub assume_role_policy_document: Option<String>,
-    pub create_date: Option<Timestamp>,
-    pub description: Option<String>,
-    pub max_session_duration: Option<i32>,
-    pub path: Option<String>,
-    pub permissions_boundary: Option<AttachedPermissionsBoundary>,
-    pub role_id: Option<String>,
-    pub role_last_used: Option<RoleLastUsed>,
-    pub role_name: Option<String>,
-    pub source_role_template: Option<SourceRoleTemplate>,
-    pub tags: Option<Vec<Tag>>,
-}
-impl ToXml for Role {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("Arn", &self.arn);
-        w.opt("AssumeRolePolicyDocument", &self.assume_role_policy_document);
-        w.opt("CreateDate", &self.create_date);
-        w.opt("Description", &self.description);
-        w.opt("MaxSessionDuration", &self.max_session_duration);
-        w.opt("Path", &self.path);
-        w.opt("PermissionsBoundary", &self.permissions_boundary);
-        w.opt("RoleId", &self.role_id);
-        w.opt("RoleLastUsed", &self.role_last_used);
-        w.opt("RoleName", &self.role_name);
-        w.opt("SourceRoleTemplate", &self.source_role_template);
-        w.list_opt("Tags", "member", &self.tags);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct RoleLastUsed {
-    pub last_used_date: Option<Timestamp>,
-    pub region: Option<String>,
-}
-impl ToXml for RoleLastUsed {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("LastUsedDate", &self.last_used_date);
-        w.opt("Region", &self.region);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct SetDefaultPolicyVersionRequest {
-    pub policy_arn: String,
-    pub version_id: String,
-}
-impl FromQuery for SetDefaultPolicyVersionRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            policy_arn: q.req("PolicyArn")?,
-            version_id: q.req("VersionId")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct SimulateCustomPolicyRequest {
-    pub action_names: Vec<String>,
-    pub caller_arn: Option<String>,
-    pub context_entries: Vec<ContextEntry>,
-    pub marker: Option<String>,
-    pub max_items: Option<i32>,
-    pub ordered_organization_policy_input_list: Vec<OrderedOrganizationPolicyType>,
-    pub permissions_boundary_policy_input_list: Vec<String>,
-    pub policy_input_list: Vec<String>,
-    pub resource_arns: Vec<String>,
-    pub resource_handling_option: Option<String>,
-    pub resource_owner: Option<String>,
-    pub resource_policy: Option<String>,
-}
-impl FromQuery for SimulateCustomPolicyRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            action_names: q.members_req("ActionNames")?,
-            caller_arn: q.opt("CallerArn")?,
-            context_entries: q.members("ContextEntries")?,
-            marker: q.opt("Marker")?,
-            max_items: q.opt("MaxItems")?,
-            ordered_organization_policy_input_list: q.members("OrderedOrganizationPolicyInputList")?,
-            permissions_boundary_policy_input_list: q.members("PermissionsBoundaryPolicyInputList")?,
-            policy_input_list: q.members_req("PolicyInputList")?,
-            resource_arns: q.members("ResourceArns")?,
-            resource_handling_option: q.opt("ResourceHandlingOption")?,
-            resource_owner: q.opt("ResourceOwner")?,
-            resource_policy: q.opt("ResourcePolicy")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct SimulatePolicyResponse {
-    pub evaluation_results: Vec<EvaluationResult>,
-    pub is_truncated: Option<bool>,
-    pub marker: Option<String>,
-}
-impl ToXml for SimulatePolicyResponse {
-    fn to_xml(&self, w: &mut Xml) {
-        w.list("EvaluationResults", "member", &self.evaluation_results);
-        w.opt("IsTruncated", &self.is_truncated);
-        w.opt("Marker", &self.marker);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct SimulatePrincipalPolicyRequest {
-    pub action_names: Vec<String>,
-    pub caller_arn: Option<String>,
-    pub context_entries: Vec<ContextEntry>,
-    pub marker: Option<String>,
-    pub max_items: Option<i32>,
-    pub permissions_boundary_policy_input_list: Vec<String>,
-    pub policy_exclusion_list: Vec<PolicyIdentifier>,
-    pub policy_input_list: Vec<String>,
-    pub policy_source_arn: String,
-    pub resource_arns: Vec<String>,
-    pub resource_handling_option: Option<String>,
-    pub resource_owner: Option<String>,
-    pub resource_policy: Option<String>,
-}
-impl FromQuery for SimulatePrincipalPolicyRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            action_names: q.members_req("ActionNames")?,
-            caller_arn: q.opt("CallerArn")?,
-            context_entries: q.members("ContextEntries")?,
-            marker: q.opt("Marker")?,
-            max_items: q.opt("MaxItems")?,
-            permissions_boundary_policy_input_list: q.members("PermissionsBoundaryPolicyInputList")?,
-            policy_exclusion_list: q.members("PolicyExclusionList")?,
-            policy_input_list: q.members("PolicyInputList")?,
-            policy_source_arn: q.req("PolicySourceArn")?,
-            resource_arns: q.members("ResourceArns")?,
-            resource_handling_option: q.opt("ResourceHandlingOption")?,
-            resource_owner: q.opt("ResourceOwner")?,
-            resource_policy: q.opt("ResourcePolicy")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct SourceRoleTemplate {
-    pub template_arn: Option<String>,
-    pub template_minor_version: Option<i32>,
-}
-impl ToXml for SourceRoleTemplate {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("TemplateArn", &self.template_arn);
-        w.opt("TemplateMinorVersion", &self.template_minor_version);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Statement {
-    pub end_position: Option<Position>,
-    pub source_policy_id: Option<String>,
-    pub source_policy_type: Option<PolicySourceType>,
-    pub start_position: Option<Position>,
-}
-impl ToXml for Statement {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("EndPosition", &self.end_position);
-        w.opt("SourcePolicyId", &self.source_policy_id);
-        w.opt("SourcePolicyType", &self.source_policy_type);
-        w.opt("StartPosition", &self.start_position);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Tag {
-    pub key: Option<String>,
-    pub value: Option<String>,
-}
-impl FromQuery for Tag {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            key: q.opt("Key")?,
-            value: q.opt("Value")?,
-        })
-    }
-}
-impl ToXml for Tag {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("Key", &self.key);
-        w.opt("Value", &self.value);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct TagOpenIDConnectProviderRequest {
-    pub open_id_connect_provider_arn: String,
-    pub tags: Vec<Tag>,
-}
-impl FromQuery for TagOpenIDConnectProviderRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            open_id_connect_provider_arn: q.req("OpenIDConnectProviderArn")?,
-            tags: q.members_req("Tags")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct TagPolicyRequest {
-    pub policy_arn: String,
-    pub tags: Vec<Tag>,
-}
-impl FromQuery for TagPolicyRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            policy_arn: q.req("PolicyArn")?,
-            tags: q.members_req("Tags")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct TagRoleRequest {
-    pub role_name: String,
-    pub tags: Vec<Tag>,
-}
-impl FromQuery for TagRoleRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            role_name: q.req("RoleName")?,
-            tags: q.members_req("Tags")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct TagUserRequest {
-    pub tags: Vec<Tag>,
-    pub user_name: String,
-}
-impl FromQuery for TagUserRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            tags: q.members_req("Tags")?,
-            user_name: q.req("UserName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UntagOpenIDConnectProviderRequest {
-    pub open_id_connect_provider_arn: String,
-    pub tag_keys: Vec<String>,
-}
-impl FromQuery for UntagOpenIDConnectProviderRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            open_id_connect_provider_arn: q.req("OpenIDConnectProviderArn")?,
-            tag_keys: q.members_req("TagKeys")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UntagPolicyRequest {
-    pub policy_arn: String,
-    pub tag_keys: Vec<String>,
-}
-impl FromQuery for UntagPolicyRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            policy_arn: q.req("PolicyArn")?,
-            tag_keys: q.members_req("TagKeys")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UntagRoleRequest {
-    pub role_name: String,
-    pub tag_keys: Vec<String>,
-}
-impl FromQuery for UntagRoleRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            role_name: q.req("RoleName")?,
-            tag_keys: q.members_req("TagKeys")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UntagUserRequest {
-    pub tag_keys: Vec<String>,
-    pub user_name: String,
-}
-impl FromQuery for UntagUserRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            tag_keys: q.members_req("TagKeys")?,
-            user_name: q.req("UserName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UpdateAccessKeyRequest {
-    pub access_key_id: String,
-    pub status: Option<StatusType>,
-    pub user_name: Option<String>,
-}
-impl FromQuery for UpdateAccessKeyRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            access_key_id: q.req("AccessKeyId")?,
-            status: Some(q.req("Status")?),
-            user_name: q.opt("UserName")?,
-        })
     }
 }

@@ -2,6 +2,784 @@
 use super::*;
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PolicyGrantingServiceAccess {
+    pub entity_name: Option<String>,
+    pub entity_type: Option<PolicyOwnerEntityType>,
+    pub policy_arn: Option<String>,
+    pub policy_name: Option<String>,
+    pub policy_type: Option<PolicyType>,
+}
+impl ToXml for PolicyGrantingServiceAccess {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("EntityName", &self.entity_name);
+        w.opt("EntityType", &self.entity_type);
+        w.opt("PolicyArn", &self.policy_arn);
+        w.opt("PolicyName", &self.policy_name);
+        w.opt("PolicyType", &self.policy_type);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PolicyGroup {
+    pub group_id: Option<String>,
+    pub group_name: Option<String>,
+}
+impl ToXml for PolicyGroup {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("GroupId", &self.group_id);
+        w.opt("GroupName", &self.group_name);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PolicyIdentifier {
+    pub inline_policy_identifier: Option<InlinePolicyIdentifierType>,
+    pub policy_arn: Option<String>,
+    pub policy_type: Option<PolicyIdentifierPolicyType>,
+}
+impl FromQuery for PolicyIdentifier {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            inline_policy_identifier: q.opt("InlinePolicyIdentifier")?,
+            policy_arn: q.opt("PolicyArn")?,
+            policy_type: q.opt("PolicyType")?,
+        })
+    }
+}
+
+wire_enum! {
+    pub enum PolicyIdentifierPolicyType {
+        Inline = "inline",
+        AwsManaged = "aws-managed",
+        UserManaged = "user-managed",
+        PermissionBoundary = "permission-boundary",
+        Scp = "scp",
+        Rcp = "rcp",
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PolicyRole {
+    pub role_id: Option<String>,
+    pub role_name: Option<String>,
+}
+impl ToXml for PolicyRole {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("RoleId", &self.role_id);
+        w.opt("RoleName", &self.role_name);
+    }
+}
+
+wire_enum! {
+    pub enum PolicySourceType {
+        User = "user",
+        Group = "group",
+        Role = "role",
+        AwsManaged = "aws-managed",
+        UserManaged = "user-managed",
+        Resource = "resource",
+        None = "none",
+    }
+}
+
+wire_enum! {
+    pub enum PolicyUsageType {
+        PermissionsPolicy = "PermissionsPolicy",
+        PermissionsBoundary = "PermissionsBoundary",
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PolicyUser {
+    pub user_id: Option<String>,
+    pub user_name: Option<String>,
+}
+impl ToXml for PolicyUser {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("UserId", &self.user_id);
+        w.opt("UserName", &self.user_name);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PolicyVersion {
+    pub create_date: Option<Timestamp>,
+    pub document: Option<String>,
+    pub is_default_version: Option<bool>,
+    pub version_id: Option<String>,
+}
+impl ToXml for PolicyVersion {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("CreateDate", &self.create_date);
+        w.opt("Document", &self.document);
+        w.opt("IsDefaultVersion", &self.is_default_version);
+        w.opt("VersionId", &self.version_id);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Position {
+    pub column: Option<i32>,
+    pub line: Option<i32>,
+}
+impl ToXml for Position {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("Column", &self.column);
+        w.opt("Line", &self.line);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PutGroupPolicyRequest {
+    pub group_name: String,
+    pub policy_document: String,
+    pub policy_name: String,
+}
+impl FromQuery for PutGroupPolicyRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            group_name: q.req("GroupName")?,
+            policy_document: q.req("PolicyDocument")?,
+            policy_name: q.req("PolicyName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PutRolePermissionsBoundaryRequest {
+    pub permissions_boundary: String,
+    pub role_name: String,
+}
+impl FromQuery for PutRolePermissionsBoundaryRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            permissions_boundary: q.req("PermissionsBoundary")?,
+            role_name: q.req("RoleName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PutRolePolicyRequest {
+    pub policy_document: String,
+    pub policy_name: String,
+    pub role_name: String,
+}
+impl FromQuery for PutRolePolicyRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            policy_document: q.req("PolicyDocument")?,
+            policy_name: q.req("PolicyName")?,
+            role_name: q.req("RoleName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PutUserPermissionsBoundaryRequest {
+    pub permissions_boundary: String,
+    pub user_name: String,
+}
+impl FromQuery for PutUserPermissionsBoundaryRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            permissions_boundary: q.req("PermissionsBoundary")?,
+            user_name: q.req("UserName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PutUserPolicyRequest {
+    pub policy_document: String,
+    pub policy_name: String,
+    pub user_name: String,
+}
+impl FromQuery for PutUserPolicyRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            policy_document: q.req("PolicyDocument")?,
+            policy_name: q.req("PolicyName")?,
+            user_name: q.req("UserName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RemoveClientIDFromOpenIDConnectProviderRequest {
+    pub client_id: String,
+    pub open_id_connect_provider_arn: String,
+}
+impl FromQuery for RemoveClientIDFromOpenIDConnectProviderRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            client_id: q.req("ClientID")?,
+            open_id_connect_provider_arn: q.req("OpenIDConnectProviderArn")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RemoveRoleFromInstanceProfileRequest {
+    pub instance_profile_name: String,
+    pub role_name: String,
+}
+impl FromQuery for RemoveRoleFromInstanceProfileRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            instance_profile_name: q.req("InstanceProfileName")?,
+            role_name: q.req("RoleName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RemoveUserFromGroupRequest {
+    pub group_name: String,
+    pub user_name: String,
+}
+impl FromQuery for RemoveUserFromGroupRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            group_name: q.req("GroupName")?,
+            user_name: q.req("UserName")?,
+        })
+    }
+}
+
+wire_enum! {
+    pub enum ReportFormatType {
+        TextCsv = "text/csv",
+    }
+}
+
+wire_enum! {
+    pub enum ReportStateType {
+        Started = "STARTED",
+        Inprogress = "INPROGRESS",
+        Complete = "COMPLETE",
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ResourceSpecificResult {
+    pub eval_decision_details: Option<BTreeMap<String, PolicyEvaluationDecisionType>>,
+    pub eval_resource_decision: Option<PolicyEvaluationDecisionType>,
+    pub eval_resource_name: Option<String>,
+    pub matched_statements: Option<Vec<Statement>>,
+    pub missing_context_values: Option<Vec<String>>,
+    pub permissions_boundary_decision_detail: Option<PermissionsBoundaryDecisionDetail>,
+}
+impl ToXml for ResourceSpecificResult {
+    fn to_xml(&self, w: &mut Xml) {
+        w.map("EvalDecisionDetails", &self.eval_decision_details);
+        w.opt("EvalResourceDecision", &self.eval_resource_decision);
+        w.opt("EvalResourceName", &self.eval_resource_name);
+        w.list_opt("MatchedStatements", "member", &self.matched_statements);
+        w.list_opt("MissingContextValues", "member", &self.missing_context_values);
+        w.opt("PermissionsBoundaryDecisionDetail", &self.permissions_boundary_decision_detail);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Role {
+    pub arn: Option<String>,
+    pub assume_role_policy_document: Option<String>,
+    pub create_date: Option<Timestamp>,
+    pub description: Option<String>,
+    pub max_session_duration: Option<i32>,
+    pub path: Option<String>,
+    pub permissions_boundary: Option<AttachedPermissionsBoundary>,
+    pub role_id: Option<String>,
+    pub role_last_used: Option<RoleLastUsed>,
+    pub role_name: Option<String>,
+    pub source_role_template: Option<SourceRoleTemplate>,
+    pub tags: Option<Vec<Tag>>,
+}
+impl ToXml for Role {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("Arn", &self.arn);
+        w.opt("AssumeRolePolicyDocument", &self.assume_role_policy_document);
+        w.opt("CreateDate", &self.create_date);
+        w.opt("Description", &self.description);
+        w.opt("MaxSessionDuration", &self.max_session_duration);
+        w.opt("Path", &self.path);
+        w.opt("PermissionsBoundary", &self.permissions_boundary);
+        w.opt("RoleId", &self.role_id);
+        w.opt("RoleLastUsed", &self.role_last_used);
+        w.opt("RoleName", &self.role_name);
+        w.opt("SourceRoleTemplate", &self.source_role_template);
+        w.list_opt("Tags", "member", &self.tags);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RoleDetail {
+    pub arn: Option<String>,
+    pub assume_role_policy_document: Option<String>,
+    pub attached_managed_policies: Option<Vec<AttachedPolicy>>,
+    pub create_date: Option<Timestamp>,
+    pub instance_profile_list: Option<Vec<InstanceProfile>>,
+    pub path: Option<String>,
+    pub permissions_boundary: Option<AttachedPermissionsBoundary>,
+    pub role_id: Option<String>,
+    pub role_last_used: Option<RoleLastUsed>,
+    pub role_name: Option<String>,
+    pub role_policy_list: Option<Vec<PolicyDetail>>,
+    pub tags: Option<Vec<Tag>>,
+}
+impl ToXml for RoleDetail {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("Arn", &self.arn);
+        w.opt("AssumeRolePolicyDocument", &self.assume_role_policy_document);
+        w.list_opt("AttachedManagedPolicies", "member", &self.attached_managed_policies);
+        w.opt("CreateDate", &self.create_date);
+        w.list_opt("InstanceProfileList", "member", &self.instance_profile_list);
+        w.opt("Path", &self.path);
+        w.opt("PermissionsBoundary", &self.permissions_boundary);
+        w.opt("RoleId", &self.role_id);
+        w.opt("RoleLastUsed", &self.role_last_used);
+        w.opt("RoleName", &self.role_name);
+        w.list_opt("RolePolicyList", "member", &self.role_policy_list);
+        w.list_opt("Tags", "member", &self.tags);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RoleLastUsed {
+    pub last_used_date: Option<Timestamp>,
+    pub region: Option<String>,
+}
+impl ToXml for RoleLastUsed {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("LastUsedDate", &self.last_used_date);
+        w.opt("Region", &self.region);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SAMLProviderListEntry {
+    pub arn: Option<String>,
+    pub create_date: Option<Timestamp>,
+    pub valid_until: Option<Timestamp>,
+}
+impl ToXml for SAMLProviderListEntry {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("Arn", &self.arn);
+        w.opt("CreateDate", &self.create_date);
+        w.opt("ValidUntil", &self.valid_until);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SSHPublicKeyMetadata {
+    pub ssh_public_key_id: Option<String>,
+    pub status: Option<StatusType>,
+    pub upload_date: Option<Timestamp>,
+    pub user_name: Option<String>,
+}
+impl ToXml for SSHPublicKeyMetadata {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("SSHPublicKeyId", &self.ssh_public_key_id);
+        w.opt("Status", &self.status);
+        w.opt("UploadDate", &self.upload_date);
+        w.opt("UserName", &self.user_name);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServerCertificateMetadata {
+    pub arn: Option<String>,
+    pub expiration: Option<Timestamp>,
+    pub path: Option<String>,
+    pub server_certificate_id: Option<String>,
+    pub server_certificate_name: Option<String>,
+    pub upload_date: Option<Timestamp>,
+}
+impl ToXml for ServerCertificateMetadata {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("Arn", &self.arn);
+        w.opt("Expiration", &self.expiration);
+        w.opt("Path", &self.path);
+        w.opt("ServerCertificateId", &self.server_certificate_id);
+        w.opt("ServerCertificateName", &self.server_certificate_name);
+        w.opt("UploadDate", &self.upload_date);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServiceSpecificCredentialMetadata {
+    pub create_date: Option<Timestamp>,
+    pub expiration_date: Option<Timestamp>,
+    pub service_credential_alias: Option<String>,
+    pub service_name: Option<String>,
+    pub service_specific_credential_id: Option<String>,
+    pub service_user_name: Option<String>,
+    pub status: Option<StatusType>,
+    pub user_name: Option<String>,
+}
+impl ToXml for ServiceSpecificCredentialMetadata {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("CreateDate", &self.create_date);
+        w.opt("ExpirationDate", &self.expiration_date);
+        w.opt("ServiceCredentialAlias", &self.service_credential_alias);
+        w.opt("ServiceName", &self.service_name);
+        w.opt("ServiceSpecificCredentialId", &self.service_specific_credential_id);
+        w.opt("ServiceUserName", &self.service_user_name);
+        w.opt("Status", &self.status);
+        w.opt("UserName", &self.user_name);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SetDefaultPolicyVersionRequest {
+    pub policy_arn: String,
+    pub version_id: String,
+}
+impl FromQuery for SetDefaultPolicyVersionRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            policy_arn: q.req("PolicyArn")?,
+            version_id: q.req("VersionId")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SigningCertificate {
+    pub certificate_body: Option<String>,
+    pub certificate_id: Option<String>,
+    pub status: Option<StatusType>,
+    pub upload_date: Option<Timestamp>,
+    pub user_name: Option<String>,
+}
+impl ToXml for SigningCertificate {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("CertificateBody", &self.certificate_body);
+        w.opt("CertificateId", &self.certificate_id);
+        w.opt("Status", &self.status);
+        w.opt("UploadDate", &self.upload_date);
+        w.opt("UserName", &self.user_name);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SimulateCustomPolicyRequest {
+    pub action_names: Vec<String>,
+    pub caller_arn: Option<String>,
+    pub context_entries: Vec<ContextEntry>,
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+    pub ordered_organization_policy_input_list: Vec<OrderedOrganizationPolicyType>,
+    pub permissions_boundary_policy_input_list: Vec<String>,
+    pub policy_input_list: Vec<String>,
+    pub resource_arns: Vec<String>,
+    pub resource_handling_option: Option<String>,
+    pub resource_owner: Option<String>,
+    pub resource_policy: Option<String>,
+}
+impl FromQuery for SimulateCustomPolicyRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            action_names: q.members_req("ActionNames")?,
+            caller_arn: q.opt("CallerArn")?,
+            context_entries: q.members("ContextEntries")?,
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+            ordered_organization_policy_input_list: q.members("OrderedOrganizationPolicyInputList")?,
+            permissions_boundary_policy_input_list: q.members("PermissionsBoundaryPolicyInputList")?,
+            policy_input_list: q.members_req("PolicyInputList")?,
+            resource_arns: q.members("ResourceArns")?,
+            resource_handling_option: q.opt("ResourceHandlingOption")?,
+            resource_owner: q.opt("ResourceOwner")?,
+            resource_policy: q.opt("ResourcePolicy")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SimulatePolicyResponse {
+    pub evaluation_results: Vec<EvaluationResult>,
+    pub is_truncated: Option<bool>,
+    pub marker: Option<String>,
+}
+impl ToXml for SimulatePolicyResponse {
+    fn to_xml(&self, w: &mut Xml) {
+        w.list("EvaluationResults", "member", &self.evaluation_results);
+        w.opt("IsTruncated", &self.is_truncated);
+        w.opt("Marker", &self.marker);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SimulatePrincipalPolicyRequest {
+    pub action_names: Vec<String>,
+    pub caller_arn: Option<String>,
+    pub context_entries: Vec<ContextEntry>,
+    pub marker: Option<String>,
+    pub max_items: Option<i32>,
+    pub permissions_boundary_policy_input_list: Vec<String>,
+    pub policy_exclusion_list: Vec<PolicyIdentifier>,
+    pub policy_input_list: Vec<String>,
+    pub policy_source_arn: String,
+    pub resource_arns: Vec<String>,
+    pub resource_handling_option: Option<String>,
+    pub resource_owner: Option<String>,
+    pub resource_policy: Option<String>,
+}
+impl FromQuery for SimulatePrincipalPolicyRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            action_names: q.members_req("ActionNames")?,
+            caller_arn: q.opt("CallerArn")?,
+            context_entries: q.members("ContextEntries")?,
+            marker: q.opt("Marker")?,
+            max_items: q.opt("MaxItems")?,
+            permissions_boundary_policy_input_list: q.members("PermissionsBoundaryPolicyInputList")?,
+            policy_exclusion_list: q.members("PolicyExclusionList")?,
+            policy_input_list: q.members("PolicyInputList")?,
+            policy_source_arn: q.req("PolicySourceArn")?,
+            resource_arns: q.members("ResourceArns")?,
+            resource_handling_option: q.opt("ResourceHandlingOption")?,
+            resource_owner: q.opt("ResourceOwner")?,
+            resource_policy: q.opt("ResourcePolicy")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SourceRoleTemplate {
+    pub template_arn: Option<String>,
+    pub template_minor_version: Option<i32>,
+}
+impl ToXml for SourceRoleTemplate {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("TemplateArn", &self.template_arn);
+        w.opt("TemplateMinorVersion", &self.template_minor_version);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Statement {
+    pub end_position: Option<Position>,
+    pub source_policy_id: Option<String>,
+    pub source_policy_type: Option<PolicySourceType>,
+    pub start_position: Option<Position>,
+}
+impl ToXml for Statement {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("EndPosition", &self.end_position);
+        w.opt("SourcePolicyId", &self.source_policy_id);
+        w.opt("SourcePolicyType", &self.source_policy_type);
+        w.opt("StartPosition", &self.start_position);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tag {
+    pub key: Option<String>,
+    pub value: Option<String>,
+}
+impl FromQuery for Tag {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            key: q.opt("Key")?,
+            value: q.opt("Value")?,
+        })
+    }
+}
+impl ToXml for Tag {
+    fn to_xml(&self, w: &mut Xml) {
+        w.opt("Key", &self.key);
+        w.opt("Value", &self.value);
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TagInstanceProfileRequest {
+    pub instance_profile_name: String,
+    pub tags: Vec<Tag>,
+}
+impl FromQuery for TagInstanceProfileRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            instance_profile_name: q.req("InstanceProfileName")?,
+            tags: q.members_req("Tags")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TagOpenIDConnectProviderRequest {
+    pub open_id_connect_provider_arn: String,
+    pub tags: Vec<Tag>,
+}
+impl FromQuery for TagOpenIDConnectProviderRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            open_id_connect_provider_arn: q.req("OpenIDConnectProviderArn")?,
+            tags: q.members_req("Tags")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TagPolicyRequest {
+    pub policy_arn: String,
+    pub tags: Vec<Tag>,
+}
+impl FromQuery for TagPolicyRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            policy_arn: q.req("PolicyArn")?,
+            tags: q.members_req("Tags")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TagRoleRequest {
+    pub role_name: String,
+    pub tags: Vec<Tag>,
+}
+impl FromQuery for TagRoleRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            role_name: q.req("RoleName")?,
+            tags: q.members_req("Tags")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TagUserRequest {
+    pub tags: Vec<Tag>,
+    pub user_name: String,
+}
+impl FromQuery for TagUserRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            tags: q.members_req("Tags")?,
+            user_name: q.req("UserName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct UntagInstanceProfileRequest {
+    pub instance_profile_name: String,
+    pub tag_keys: Vec<String>,
+}
+impl FromQuery for UntagInstanceProfileRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            instance_profile_name: q.req("InstanceProfileName")?,
+            tag_keys: q.members_req("TagKeys")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct UntagOpenIDConnectProviderRequest {
+    pub open_id_connect_provider_arn: String,
+    pub tag_keys: Vec<String>,
+}
+impl FromQuery for UntagOpenIDConnectProviderRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            open_id_connect_provider_arn: q.req("OpenIDConnectProviderArn")?,
+            tag_keys: q.members_req("TagKeys")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct UntagPolicyRequest {
+    pub policy_arn: String,
+    pub tag_keys: Vec<String>,
+}
+impl FromQuery for UntagPolicyRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            policy_arn: q.req("PolicyArn")?,
+            tag_keys: q.members_req("TagKeys")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct UntagRoleRequest {
+    pub role_name: String,
+    pub tag_keys: Vec<String>,
+}
+impl FromQuery for UntagRoleRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            role_name: q.req("RoleName")?,
+            tag_keys: q.members_req("TagKeys")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct UntagUserRequest {
+    pub tag_keys: Vec<String>,
+    pub user_name: String,
+}
+impl FromQuery for UntagUserRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            tag_keys: q.members_req("TagKeys")?,
+            user_name: q.req("UserName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct UpdateAccessKeyRequest {
+    pub access_key_id: String,
+    pub status: Option<StatusType>,
+    pub user_name: Option<String>,
+}
+impl FromQuery for UpdateAccessKeyRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            access_key_id: q.req("AccessKeyId")?,
+            status: Some(q.req("Status")?),
+            user_name: q.opt("UserName")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct UpdateAccountPasswordPolicyRequest {
+    pub allow_users_to_change_password: Option<bool>,
+    pub hard_expiry: Option<bool>,
+    pub max_password_age: Option<i32>,
+    pub minimum_password_length: Option<i32>,
+    pub password_reuse_prevention: Option<i32>,
+    pub require_lowercase_characters: Option<bool>,
+    pub require_numbers: Option<bool>,
+    pub require_symbols: Option<bool>,
+    pub require_uppercase_characters: Option<bool>,
+}
+impl FromQuery for UpdateAccountPasswordPolicyRequest {
+    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
+        Ok(Self {
+            allow_users_to_change_password: q.opt("AllowUsersToChangePassword")?,
+            hard_expiry: q.opt("HardExpiry")?,
+            max_password_age: q.opt("MaxPasswordAge")?,
+            minimum_password_length: q.opt("MinimumPasswordLength")?,
+            password_reuse_prevention: q.opt("PasswordReusePrevention")?,
+            require_lowercase_characters: q.opt("RequireLowercaseCharacters")?,
+            require_numbers: q.opt("RequireNumbers")?,
+            require_symbols: q.opt("RequireSymbols")?,
+            require_uppercase_characters: q.opt("RequireUppercaseCharacters")?,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct UpdateAssumeRolePolicyRequest {
     pub policy_document: String,
     pub role_name: String,
@@ -28,139 +806,5 @@ impl FromQuery for UpdateGroupRequest {
             new_group_name: q.opt("NewGroupName")?,
             new_path: q.opt("NewPath")?,
         })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UpdateLoginProfileRequest {
-    pub password: Option<String>,
-    pub password_reset_required: Option<bool>,
-    pub user_name: String,
-}
-impl FromQuery for UpdateLoginProfileRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            password: q.opt("Password")?,
-            password_reset_required: q.opt("PasswordResetRequired")?,
-            user_name: q.req("UserName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UpdateOpenIDConnectProviderThumbprintRequest {
-    pub open_id_connect_provider_arn: String,
-    pub thumbprint_list: Vec<String>,
-}
-impl FromQuery for UpdateOpenIDConnectProviderThumbprintRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            open_id_connect_provider_arn: q.req("OpenIDConnectProviderArn")?,
-            thumbprint_list: q.members_req("ThumbprintList")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UpdateRoleDescriptionRequest {
-    pub description: String,
-    pub role_name: String,
-}
-impl FromQuery for UpdateRoleDescriptionRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            description: q.req("Description")?,
-            role_name: q.req("RoleName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UpdateRoleDescriptionResponse {
-    pub role: Option<Role>,
-}
-impl ToXml for UpdateRoleDescriptionResponse {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("Role", &self.role);
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UpdateRoleRequest {
-    pub description: Option<String>,
-    pub max_session_duration: Option<i32>,
-    pub role_name: String,
-}
-impl FromQuery for UpdateRoleRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            description: q.opt("Description")?,
-            max_session_duration: q.opt("MaxSessionDuration")?,
-            role_name: q.req("RoleName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UpdateRoleResponse {
-}
-impl ToXml for UpdateRoleResponse {
-    fn to_xml(&self, _w: &mut Xml) {
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct UpdateUserRequest {
-    pub new_path: Option<String>,
-    pub new_user_name: Option<String>,
-    pub user_name: String,
-}
-impl FromQuery for UpdateUserRequest {
-    fn from_query(q: &Query<'_>) -> Result<Self, Invalid> {
-        Ok(Self {
-            new_path: q.opt("NewPath")?,
-            new_user_name: q.opt("NewUserName")?,
-            user_name: q.req("UserName")?,
-        })
-    }
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct User {
-    pub arn: Option<String>,
-    pub create_date: Option<Timestamp>,
-    pub password_last_used: Option<Timestamp>,
-    pub path: Option<String>,
-    pub permissions_boundary: Option<AttachedPermissionsBoundary>,
-    pub tags: Option<Vec<Tag>>,
-    pub user_id: Option<String>,
-    pub user_name: Option<String>,
-}
-impl ToXml for User {
-    fn to_xml(&self, w: &mut Xml) {
-        w.opt("Arn", &self.arn);
-        w.opt("CreateDate", &self.create_date);
-        w.opt("PasswordLastUsed", &self.password_last_used);
-        w.opt("Path", &self.path);
-        w.opt("PermissionsBoundary", &self.permissions_boundary);
-        w.list_opt("Tags", "member", &self.tags);
-        w.opt("UserId", &self.user_id);
-        w.opt("UserName", &self.user_name);
-    }
-}
-
-wire_enum! {
-    pub enum PolicyScopeType {
-        All = "All",
-        Aws = "AWS",
-        Local = "Local",
-    }
-}
-
-wire_enum! {
-    pub enum StatusType {
-        Active = "Active",
-        Inactive = "Inactive",
-        Expired = "Expired",
     }
 }
