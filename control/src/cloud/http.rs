@@ -36,6 +36,7 @@ use crate::audit::{self, Decisions, Trail};
 use crate::identity::Directory;
 use crate::identity::authorize::{Caller, Unsigned};
 use crate::identity::sts::web_identity;
+use crate::identity::validate;
 use crate::wire::generated::{ec2, iam, sts};
 
 /// A form's size; user data is at most 16 KiB, a thousand tagged ids fit.
@@ -270,14 +271,24 @@ async fn answer(api: Arc<dyn Api>, peer: Peer, request: Request<Incoming>) -> Re
     let code = outcome.as_ref().map_or_else(|e| e.code.name(), |_| "ok");
     api.answered(&about.action, code, began.elapsed());
     tracing::debug!(request_id = %id, action = about.action, error = code, "answered");
-    let (status, xml) = match outcome {
-        Ok(xml) => (200, xml),
+    let in_json = about.service == validate::SERVICE;
+    let mut kind = None;
+    let (status, text) = match outcome {
+        Ok(text) => (200, text),
+        Err(e) if in_json => {
+            kind = Some(json_code(e.code));
+            (e.code.status(), serde_json::json!({ "message": e.message }).to_string())
+        }
         Err(e) => (e.code.status(), error_xml(&about.service, &e, &id)),
     };
-    let mut response = Response::new(Full::new(Bytes::from(xml)));
+    let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
-    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("text/xml;charset=UTF-8"));
+    let content_type = if in_json { "application/json" } else { "text/xml;charset=UTF-8" };
+    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    if let Some(kind) = kind {
+        headers.insert("x-amzn-errortype", HeaderValue::from_static(kind));
+    }
     headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store"));
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert("x-amzn-requestid", id);
@@ -328,14 +339,17 @@ async fn handle(
         None => true,
         Some(kind) => kind.split(';').next().is_some_and(|k| k.trim().eq_ignore_ascii_case(FORM)),
     };
-    if parts.method == Method::POST && !body.is_empty() {
+    if parts.method == Method::POST && !body.is_empty() && about.service != validate::SERVICE {
         if !form {
             return Err(ApiError::new(Code::UnsupportedProtocol, format!("The body must be a form ({FORM})")));
         }
         pairs.extend(decode_form(&body)?);
     }
     let named = |name: &str| pairs.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone());
-    let action = named("Action").unwrap_or_default();
+    // The one operation in JSON has its name in its path.
+    let is_validation =
+        about.service == validate::SERVICE && parts.method == Method::POST && parts.uri.path() == validate::PATH;
+    let action = if is_validation { validate::ACTION.to_owned() } else { named("Action").unwrap_or_default() };
     about.asked.clone_from(&action);
     if about.service.is_empty() {
         about.service = match action.as_str() {
@@ -358,6 +372,11 @@ async fn handle(
         let key = &verified.key;
         (about.account, about.principal, about.key) =
             (key.account.to_string(), key.arn.clone(), key.access_key_id.clone());
+        // The service is what the client says.
+        if matches!(about.service.as_str(), "ec2" | "iam" | "sts") {
+            let uses = api.directory().uses();
+            uses.note(&key.access_key_id, &verified.identity.principal, &about.service, api.region(), now);
+        }
     }
     let host = parts.headers.get(http::header::HOST).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
     let version = named("Version").filter(|v| is_version(v));
@@ -372,11 +391,6 @@ async fn handle(
         if twice {
             return Err(Invalid::Malformed(format!("{name} is given twice")).into());
         }
-        // The service is what the client says.
-        if matches!(about.service.as_str(), "ec2" | "iam" | "sts") {
-            let uses = api.directory().uses();
-            uses.note(&key.access_key_id, &verified.identity.principal, &about.service, api.region(), now);
-        }
     }
     let tree = Tree::new(seen)?;
     if action.is_empty() {
@@ -387,7 +401,7 @@ async fn handle(
         "ec2" => ec2::Action::from_name(&action).is_some(),
         "iam" => iam::Action::from_name(&action).is_some(),
         "sts" => sts::Action::from_name(&action).is_some(),
-        _ => false,
+        _ => is_validation,
     };
     if is_known {
         about.action.clone_from(&action);
@@ -402,6 +416,12 @@ async fn handle(
     let (key, identity) = (verified.key, verified.identity);
     let (source, secure, decisions) = (Some(peer.ip), peer.secure, about.decisions.clone());
     let caller = Caller { key, identity, source, secure, now, region, decisions };
+    if about.service == validate::SERVICE {
+        return match is_validation {
+            true => validate::answer(&caller, &pairs, &body),
+            false => Err(not_here("access-analyzer, but for ValidatePolicy,")),
+        };
+    }
     let asked = Asked { service: &about.service, action: &action, tree: &tree, caller, request_id: id, version, host };
     let outcome = api.act(asked).await;
     if let Err(e) = &outcome {
@@ -433,6 +453,16 @@ fn denied(service: &str, e: &AuthError) -> ApiError {
         _ => Code::SignatureDoesNotMatch,
     };
     ApiError::new(code, e.message(service))
+}
+
+/// What services that speak JSON call an error.
+fn json_code(code: Code) -> &'static str {
+    match code {
+        Code::AccessDenied => "AccessDeniedException",
+        Code::ValidationError => "ValidationException",
+        Code::InternalError => "InternalServerException",
+        other => other.name(),
+    }
 }
 
 /// An error in the protocol of its service.

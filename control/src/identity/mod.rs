@@ -13,6 +13,7 @@
 //! | [`sts`], [`oidc`] | temporary credentials; tokens of OpenID Connect providers |
 //! | [`authorize`] | the question that every request of the cloud is asked |
 //! | [`told`] | what other roles learn |
+//! | [`validate`] | Access Analyzer's ValidatePolicy |
 //! | [`uses`] | when keys and roles were last used |
 //! | [`secrets`] | sealing of secrets, hashing of passwords |
 //! | [`alone`] | IAM and STS on an address of their own, beside Walrus |
@@ -31,6 +32,7 @@ pub mod state;
 pub mod sts;
 pub mod told;
 pub mod uses;
+pub mod validate;
 
 #[cfg(test)]
 mod account_tests;

@@ -391,6 +391,15 @@ async fn the_simulator_answers_as_the_evaluator_would() {
     assert!(xml.contains("<MissingContextValues><member>aws:sourceip</member>"), "{xml}");
     let custom = [("PolicyInputList.member.1", document), ("ActionNames.member.1", "s3:DeleteObject")];
     assert_eq!(texts(&w.fine("SimulateCustomPolicy", &custom).await, "EvalDecision"), ["explicitDeny"]);
+    // Which statements decided, and where they are.
+    let statements = |xml: &str| (texts(xml, "SourcePolicyId"), texts(xml, "SourcePolicyType"), texts(xml, "Line"));
+    let xml = w.fine("SimulatePrincipalPolicy", &ask).await;
+    let owned = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+    assert_eq!(statements(&xml), (owned(&["p", "p"]), owned(&["user", "user"]), owned(&["2", "1", "3", "3"])));
+    let xml = w.fine("SimulateCustomPolicy", &custom).await;
+    assert_eq!(statements(&xml), (owned(&["PolicyInputList.1"]), owned(&["none"]), owned(&["3", "3"])));
+    let place = |name: &str| -> usize { texts(&xml, name)[0].parse().unwrap() };
+    assert_eq!(place("Column"), document.lines().nth(2).unwrap().rfind('}').unwrap(), "{xml}");
     let keys = w.fine("GetContextKeysForPrincipalPolicy", &[("PolicySourceArn", &arn)]).await;
     assert!(keys.contains("<member>aws:sourceip</member>"));
 }
@@ -488,6 +497,7 @@ async fn the_documented_record_is_what_is_kept() {
         name: "team".into(),
         email: "team@example.org".into(),
         alias: None,
+        passwords: None,
     };
     let bytes = state::encode(&account);
     let example = format!("iam/account/{}\n{}", account.key(), String::from_utf8_lossy(&bytes));
@@ -497,7 +507,6 @@ async fn the_documented_record_is_what_is_kept() {
 #[tokio::test]
 async fn keys_of_the_first_version_are_sealed_and_removed() {
     use crate::cloud::records::AccessKey as Old;
-        passwords: None,
     use crate::cloud::store::{Store, StoreError};
     let w = world().await;
     let store = Store::open(w.meta.clone()).await.unwrap();

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use karri_base::aws::policy::{Context, Decision, Identity, Principal, Request, Target, decide};
+use karri_base::aws::policy::place::{Step, line_and_column, span};
+use karri_base::aws::policy::{Context, Decision, Identity, Layer, Principal, Request, Target, decide, deciding};
 
 use super::*;
 
@@ -28,9 +29,64 @@ fn parse_all(texts: &[String]) -> ApiResult<Vec<Arc<Policy>>> {
     texts.iter().map(parse).collect::<ApiResult<_>>().map_err(|e| ApiError { code: Code::InvalidInput, ..e })
 }
 
+/// A policy that is asked, as answers name it.
+struct Source {
+    name: String,
+    kind: iam::PolicySourceType,
+    text: String,
+}
+
+impl Source {
+    /// Those that a request brings.
+    fn given(parameter: &str, texts: &[String]) -> Vec<Self> {
+        let source = |(at, text): (usize, &String)| Self {
+            name: format!("{parameter}.{}", at + 1),
+            kind: iam::PolicySourceType::None,
+            text: text.clone(),
+        };
+        texts.iter().enumerate().map(source).collect()
+    }
+
+    /// Those of a user, group or role.
+    fn held(state: &State, policies: &Policies, kind: iam::PolicySourceType) -> Vec<Self> {
+        let inline = policies.inline.iter().map(|(name, text)| (name.clone(), kind, text.clone()));
+        let attached = policies.attached.iter().filter_map(|arn| {
+            let kind = match crate::identity::aws_managed::find(arn) {
+                Some(_) => iam::PolicySourceType::AwsManaged,
+                None => iam::PolicySourceType::UserManaged,
+            };
+            Some((arn.rsplit('/').next()?.to_owned(), kind, state.document(arn)?.to_owned()))
+        });
+        inline.chain(attached).map(|(name, kind, text)| Self { name, kind, text }).collect()
+    }
+
+    /// One of its statements.
+    fn statement(&self, at: usize) -> iam::Statement {
+        let place = |offset: usize| {
+            let (line, column) = line_and_column(&self.text, offset);
+            iam::Position { column: i32::try_from(column + 1).ok(), line: i32::try_from(line).ok() }
+        };
+        let found = span(&self.text, &[Step::Key("Statement"), Step::Index(at)]);
+        iam::Statement {
+            start_position: found.as_ref().map(|found| place(found.start)),
+            end_position: found.as_ref().map(|found| place(found.end)),
+            source_policy_id: Some(self.name.clone()),
+            source_policy_type: Some(self.kind),
+        }
+    }
+}
+
+fn texts_of(sources: &[Source]) -> Vec<String> {
+    sources.iter().map(|source| source.text.clone()).collect()
+}
+
 /// What both forms ask.
 struct Asked<'r> {
     identity: Identity,
+    /// Of the identity's policies, in their order.
+    sources: Vec<Source>,
+    /// Of the boundary.
+    boundary: Option<Source>,
     actions: &'r [String],
     resources: &'r [String],
     entries: &'r [iam::ContextEntry],
@@ -50,6 +106,11 @@ fn simulate(asked: &Asked<'_>) -> ApiResult<iam::SimulatePolicyResponse> {
     }
     let parse = |text: &String| checked_document(text, Use::Bucket);
     let policy = asked.resource_policy.map(parse).transpose()?;
+    let by_resource = asked.resource_policy.map(|text| Source {
+        name: "ResourcePolicy".into(),
+        kind: iam::PolicySourceType::Resource,
+        text: text.clone(),
+    });
     let owner = match asked.owner {
         None => None,
         Some(text) => {
@@ -92,6 +153,17 @@ fn simulate(asked: &Asked<'_>) -> ApiResult<iam::SimulatePolicyResponse> {
             Decision::ExplicitDeny(_) => Says::ExplicitDeny,
             Decision::ImplicitDeny(_) => Says::ImplicitDeny,
         };
+        let request = Request { action, resource, context: &context };
+        let statement = |found: karri_base::aws::policy::Matched| {
+            let source = match found.layer {
+                Layer::Identity => asked.sources.get(found.policy),
+                Layer::Boundary => asked.boundary.as_ref(),
+                Layer::Resource => by_resource.as_ref(),
+                Layer::Session => None,
+            };
+            source.map(|source| source.statement(found.statement))
+        };
+        let matched = deciding(&asked.identity, &target, &request, decision).into_iter().filter_map(statement);
         let by_boundary = boundary.as_ref().map(|boundary| {
             let alone = Identity::new(asked.identity.principal.clone(), vec![boundary.clone()]);
             let request = Request { action, resource, context: &context };
@@ -103,7 +175,7 @@ fn simulate(asked: &Asked<'_>) -> ApiResult<iam::SimulatePolicyResponse> {
             eval_action_name: Some(action.clone()),
             eval_decision: Some(says),
             eval_resource_name: Some(resource.clone()),
-            matched_statements: Some(Vec::new()),
+            matched_statements: Some(matched.collect()),
             missing_context_values: Some(missing.clone()),
             permissions_boundary_decision_detail: by_boundary,
             ..Default::default()
@@ -145,10 +217,13 @@ pub(super) fn custom(
     };
     let mut identity = Identity::new(who, parse_all(&r.policy_input_list)?);
     identity.boundary = boundary(&r.permissions_boundary_policy_input_list)?;
+    let bounds = Source::given("PermissionsBoundaryPolicyInputList", &r.permissions_boundary_policy_input_list);
     let texts = r.policy_input_list.iter().chain(&r.permissions_boundary_policy_input_list).chain(&r.resource_policy);
     simulate(&Asked {
         bytes: texts.map(String::len).sum(),
         identity,
+        sources: Source::given("PolicyInputList", &r.policy_input_list),
+        boundary: bounds.into_iter().next(),
         actions: &r.action_names,
         resources: &r.resource_arns,
         entries: &r.context_entries,
@@ -159,23 +234,31 @@ pub(super) fn custom(
     })
 }
 
-/// Principal, documents and boundary of a user, group or role by its ARN.
-fn source(state: &State, call: &Call<'_>, arn: &str) -> ApiResult<(Principal, Vec<String>, Option<String>)> {
+/// Principal, policies and boundary of a user, group or role by its ARN.
+fn source(state: &State, call: &Call<'_>, arn: &str) -> ApiResult<(Principal, Vec<Source>, Option<Source>)> {
+    use iam::PolicySourceType as Kind;
     let account = call.account();
-    let owned = |texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect();
-    let document = |arn: &Option<String>| arn.as_ref().and_then(|arn| state.document(arn)).map(str::to_owned);
+    let document = |arn: &Option<String>| {
+        let boundary = Policies { attached: arn.iter().cloned().collect(), ..Policies::default() };
+        Source::held(state, &boundary, Kind::UserManaged).pop()
+    };
     if let Some((_, user)) = own(&state.users, call).find(|(_, u)| u.arn() == arn) {
         let mut who = Principal::user(account, arn, &user.id);
         who.tags = user.tags.clone();
-        return Ok((who, owned(state.documents_of_user(user)), document(&user.boundary)));
+        let mut sources = Source::held(state, &user.policies, Kind::User);
+        for group in user.groups.iter().filter_map(|key| state.groups.get(key)) {
+            sources.extend(Source::held(state, &group.policies, Kind::Group));
+        }
+        return Ok((who, sources, document(&user.boundary)));
     }
     if let Some((_, group)) = own(&state.groups, call).find(|(_, g)| g.arn() == arn) {
-        return Ok((Principal::user(account, arn, &group.id), owned(state.documents_of(&group.policies)), None));
+        let sources = Source::held(state, &group.policies, Kind::Group);
+        return Ok((Principal::user(account, arn, &group.id), sources, None));
     }
     if let Some((_, role)) = own(&state.roles, call).find(|(_, r)| r.arn() == arn) {
         let mut who = Principal::role_session(account, arn, &role.id, "simulated");
         who.tags = role.tags.clone();
-        return Ok((who, owned(state.documents_of(&role.policies)), document(&role.boundary)));
+        return Ok((who, Source::held(state, &role.policies, Kind::Role), document(&role.boundary)));
     }
     Err(ApiError::new(Code::NoSuchEntity, format!("The source {arn} cannot be found.")))
 }
@@ -188,17 +271,21 @@ pub(super) fn principal(
     if !r.policy_exclusion_list.is_empty() {
         return Err(ApiError::unsupported("PolicyExclusionList"));
     }
-    let (who, mut documents, own_boundary) = source(state, call, &r.policy_source_arn)?;
-    documents.extend(r.policy_input_list.iter().cloned());
+    let (who, mut sources, own_boundary) = source(state, call, &r.policy_source_arn)?;
+    sources.extend(Source::given("PolicyInputList", &r.policy_input_list));
+    let documents = texts_of(&sources);
     let mut identity = Identity::new(who, parse_all(&documents)?);
-    identity.boundary = match r.permissions_boundary_policy_input_list.as_slice() {
-        [] => parse_all(&own_boundary.into_iter().collect::<Vec<_>>())?.pop(),
-        texts => boundary(texts)?,
+    let bounds = match r.permissions_boundary_policy_input_list.as_slice() {
+        [] => own_boundary.into_iter().collect(),
+        texts => Source::given("PermissionsBoundaryPolicyInputList", texts),
     };
+    identity.boundary = boundary(&texts_of(&bounds))?;
     let texts = documents.iter().chain(&r.permissions_boundary_policy_input_list).chain(&r.resource_policy);
     simulate(&Asked {
         bytes: texts.map(String::len).sum(),
         identity,
+        sources,
+        boundary: bounds.into_iter().next(),
         actions: &r.action_names,
         resources: &r.resource_arns,
         entries: &r.context_entries,
@@ -229,7 +316,8 @@ pub(super) fn keys_of_principal(
     call: &Call<'_>,
     r: &iam::GetContextKeysForPrincipalPolicyRequest,
 ) -> ApiResult<iam::GetContextKeysForPolicyResponse> {
-    let (_, mut documents, _) = source(state, call, &r.policy_source_arn)?;
+    let (_, sources, _) = source(state, call, &r.policy_source_arn)?;
+    let mut documents = texts_of(&sources);
     documents.extend(r.policy_input_list.iter().cloned());
     keys(&documents)
 }
