@@ -6,6 +6,7 @@
 //! | [`audit`] | a line for each call of these |
 //! | [`cluster`] | one zone: placement on nodes, commands passed on |
 //! | [`node`] | one host: the `Hypervisor` seam, QEMU and the node role |
+//! | [`fuzz`] | hostile bytes against what the APIs read |
 //! | [`wire`] | AWS's Query/XML protocols: parsing, answers, types generated from the service models |
 //!
 //! Control runs on tokio, keeps its records in a `MetaStore` and meets storage, cluster and node over gRPC only. It
@@ -17,6 +18,7 @@
 pub mod audit;
 pub mod cloud;
 pub mod cluster;
+pub mod fuzz;
 pub mod identity;
 pub mod node;
 pub mod wire;

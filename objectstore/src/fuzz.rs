@@ -2,10 +2,45 @@
 
 use base64::Engine;
 
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
+use karri_base::aws::keys::{Key, KeyRing};
+use karri_base::clock::UnixMicros;
+
 use crate::access::acl::{Acl, Owners};
 use crate::access::people::People;
 use crate::config::{cors, events, inventory, lifecycle, replication, simple, website};
-use crate::{form, xml};
+use crate::ops::{rename::Rename, tagging};
+use crate::outbound::Reply;
+use crate::replicate::remote;
+use crate::{form, guard, sig_v2, signed_at, xml};
+
+/// 2026-11-22T18:00:00Z.
+const NOW: UnixMicros = UnixMicros(1_795_370_400_000_000);
+
+/// A request's head: the target on the first line, a header on each of the others.
+fn head(data: &[u8]) -> Option<Parts> {
+    let mut lines = data.split(|&b| b == b'\n');
+    let mut request = Request::put(lines.next()?);
+    for line in lines.take(64) {
+        let Some(colon) = line.iter().position(|&b| b == b':') else { continue };
+        let (name, value) = (HeaderName::from_bytes(&line[..colon]), HeaderValue::from_bytes(&line[colon + 1..]));
+        if let (Ok(name), Ok(value)) = (name, value) {
+            request = request.header(name, value);
+        }
+    }
+    Some(request.body(()).ok()?.into_parts().0)
+}
+
+/// One key, whose secret nobody guesses.
+fn ring() -> KeyRing {
+    KeyRing::new("123456789012".parse().map(|account| Key {
+        access_key_id: "AKIA".into(),
+        secret: "not to be guessed".into(),
+        account,
+        arn: "arn:aws:iam::123456789012:user/a".into(),
+    }))
+}
 
 /// Everybody exists.
 struct Anybody;
@@ -88,5 +123,94 @@ karri_base::fuzz::targets! {
             let _ = fields;
         }
         let _ = form::policy_of(&base64::engine::general_purpose::STANDARD.encode(data));
+    }
+
+    /// What a browser's form asks for: without a good signature nobody is named.
+    fn form_uploads(data) from [
+        "--B\r\nContent-Disposition: form-data; name=\"key\"\r\n\r\na/${filename}\r\n--B\r\nContent-Disposition: form-data; name=\"tagging\"\r\n\r\n<Tagging><TagSet><Tag><Key>k</Key><Value>v</Value></Tag></TagSet></Tagging>\r\n--B\r\nContent-Disposition: form-data; name=\"acl\"\r\n\r\nprivate\r\n--B\r\nContent-Disposition: form-data; name=\"file\"; filename=\"C:\\f\"\r\n\r\nx\r\n--B--",
+        "--B\r\nContent-Disposition: form-data; name=\"key\"\r\n\r\nk\r\n--B\r\nContent-Disposition: form-data; name=\"policy\"\r\n\r\ne30=\r\n--B\r\nContent-Disposition: form-data; name=\"AWSAccessKeyId\"\r\n\r\nAKIA\r\n--B\r\nContent-Disposition: form-data; name=\"signature\"\r\n\r\neA==\r\n--B\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\nx\r\n--B--",
+        "multipart/form-data; boundary=\"B\"",
+    ] {
+        if let Ok(boundary) = form::boundary(&String::from_utf8_lossy(data)) {
+            assert!((1..=70).contains(&boundary.len()));
+        }
+        let Ok(Some((fields, _))) = form::head(data, "B") else { return };
+        if let Ok(upload) = form::upload(&fields, "b", &ring(), NOW) {
+            assert!(upload.signer.is_none(), "a signature was guessed");
+            assert!([200, 201, 204].contains(&upload.status));
+        }
+    }
+
+    /// Heads of requests, as far as Walrus reads them before `s3s`.
+    fn heads(data) from [
+        "/b/k?renameObject\nx-amz-rename-source:/b/old%20key\nx-amz-rename-source-if-match:\"e\"\nif-none-match:*",
+        "/b?AWSAccessKeyId=AKIA&Signature=eA%3D%3D&Expires=1795370500&x-amz-acl=private&content-type=a\nhost:h",
+        "/b\nauthorization:AWS AKIA:eA==\ndate:Sun, 22 Nov 2026 18:00:00 GMT\nx-amz-meta-a:b",
+        "/b/k?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIA%2F20261122%2Fus-east-1%2Fs3%2Faws4_request&X-Amz-Date=20261122T180000Z&X-Amz-Expires=900&X-Amz-SignedHeaders=host&X-Amz-Signature=00\nhost:h",
+        "/b/k?partNumber=1&uploadId=u\nauthorization:AWS4-HMAC-SHA256 Credential=AKIA/20261122/us-east-1/s3/aws4_request,SignedHeaders=host,Signature=00\nx-amz-content-sha256:STREAMING-UNSIGNED-PAYLOAD-TRAILER\nx-amz-decoded-content-length:5\nx-amz-trailer:x-amz-checksum-crc32\ncontent-encoding:aws-chunked",
+        "/b/k\nx-amz-grant-read:id=\"1\", uri=http://acs.amazonaws.com/groups/global/AllUsers\nx-amz-grant-write-acp:emailAddress=a@b\nx-amz-tagging:a=b&c=%64+",
+    ] {
+        let Some(head) = head(data) else { return };
+        let _ = guard::check(&head);
+        let _ = guard::is_form_upload(&head);
+        assert_eq!(sig_v2::as_signed(&head, &ring()), None, "a signature was guessed");
+        let _ = signed_at::check(&head.headers, NOW);
+        let mut headers = head.headers.clone();
+        signed_at::complete(&mut headers);
+        assert!(headers.len() <= head.headers.len() + 1);
+        if let Ok(rename) = Rename::parse(&head.uri, &head.headers) {
+            assert!((1..=1024).contains(&rename.from().len()));
+        }
+        let owners = Owners { owner: "1", bucket_owner: Some("2") };
+        if let Ok(Some(acl)) = Acl::of_headers(&head.headers, owners, &Anybody) {
+            assert_eq!(Acl::of_xml(acl.to_xml("1", &Anybody).as_bytes(), "1", &Anybody).ok(), Some(acl));
+        }
+        let tags = head.headers.get("x-amz-tagging").and_then(|v| v.to_str().ok());
+        if let Ok(tags) = tagging::of_header(tags) {
+            assert!(tags.0.len() <= 10 && tags.0.iter().all(|(k, v)| k.len() <= 512 && v.len() <= 1024));
+        }
+    }
+
+    /// Documents of a few words: what is read and written comes back the same.
+    fn small_documents(data) from [
+        "<PublicAccessBlockConfiguration><BlockPublicAcls>TRUE</BlockPublicAcls><RestrictPublicBuckets>false</RestrictPublicBuckets></PublicAccessBlockConfiguration>",
+        "<OwnershipControls><Rule><ObjectOwnership>BucketOwnerEnforced</ObjectOwnership></Rule></OwnershipControls>",
+        "<QuotaConfiguration><MaxBytes>18446744073709551615</MaxBytes><MaxObjects>1</MaxObjects></QuotaConfiguration>",
+        "<RequestPaymentConfiguration><Payer>Requester</Payer></RequestPaymentConfiguration>",
+        "<AccelerateConfiguration><Status>Enabled</Status></AccelerateConfiguration>",
+    ] {
+        if let Ok(read) = simple::PublicAccess::parse(data) {
+            assert_eq!(simple::PublicAccess::parse(read.to_xml().as_bytes()).ok(), Some(read));
+        }
+        if let Ok(read) = simple::Ownership::parse(data) {
+            assert_eq!(simple::Ownership::parse(read.to_xml().as_bytes()).ok(), Some(read));
+        }
+        if let Ok(read) = simple::Quota::parse(data) {
+            assert_eq!(simple::Quota::parse(read.to_xml().as_bytes()).ok(), Some(read));
+        }
+        if let Ok(read) = simple::payment(data) {
+            assert_eq!(simple::payment(simple::payment_xml(read).as_bytes()).ok(), Some(read));
+        }
+        if let Ok(read) = simple::accelerate(data) {
+            assert_eq!(simple::accelerate(simple::accelerate_xml(Some(&read)).as_bytes()).ok(), Some(read));
+        }
+    }
+
+    /// What the other end of a replication answers.
+    fn remote_answers(data) from [
+        "<Error><Code>NoSuchBucket</Code><Message>The specified bucket does not exist</Message></Error>",
+        "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>",
+        "<InitiateMultipartUploadResult><UploadId>a&amp;b</UploadId></InitiateMultipartUploadResult>",
+    ] {
+        let (code, body) = data.split_at(data.len().min(2));
+        let code = code.iter().fold(0, |sum, b| sum * 256 + u16::from(*b));
+        let whole = bytes::Bytes::copy_from_slice(data);
+        for (status, body) in [
+            (StatusCode::from_u16(code % 1000).unwrap_or(StatusCode::OK), bytes::Bytes::copy_from_slice(body)),
+            (StatusCode::FORBIDDEN, whole.clone()),
+            (StatusCode::OK, whole),
+        ] {
+            remote::understood(Reply { status, headers: HeaderMap::new(), body });
+        }
     }
 }

@@ -220,7 +220,7 @@ fn trusting(ca: Option<&Path>) -> Result<ClientConfig, String> {
 }
 
 /// An answer, whole.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Reply {
     /// Its status.
     pub status: StatusCode,

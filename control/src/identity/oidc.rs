@@ -203,7 +203,8 @@ pub fn issuer(token: &str) -> Option<String> {
 pub fn check(token: &str, url: &str, keys: &Keys, now: UnixMicros) -> Result<Claims, TokenError> {
     let bad = |why: &str| TokenError::Invalid(why.to_owned());
     let Parts { signed, header, claims, signature } = split(token).ok_or_else(|| bad("it is no JSON Web Token"))?;
-    let header: Header = serde_json::from_slice(&header).map_err(|_| bad("its header cannot be read"))?;
+    let header = std::str::from_utf8(&header).map_err(|_| bad("its header is not UTF-8"))?;
+    let header: Header = serde_json::from_str(header).map_err(|_| bad("its header cannot be read"))?;
     if header.crit.is_some() {
         return Err(bad("it has extensions"));
     }
@@ -211,7 +212,9 @@ pub fn check(token: &str, url: &str, keys: &Keys, now: UnixMicros) -> Result<Cla
     if !of_id.any(|key| key.signed(&header.alg, signed, &signature)) {
         return Err(bad("its signature is not the provider's"));
     }
-    let claims: Raw = serde_json::from_slice(&claims).map_err(|_| bad("it lacks a claim"))?;
+    // JSON is UTF-8, also where nobody reads it.
+    let claims = std::str::from_utf8(&claims).map_err(|_| bad("its claims are not UTF-8"))?;
+    let claims: Raw = serde_json::from_str(claims).map_err(|_| bad("it lacks a claim"))?;
     if claims.iss.trim_end_matches('/') != url {
         return Err(bad("it is another provider's"));
     }

@@ -134,6 +134,23 @@ fn text(data: &[u8]) -> std::borrow::Cow<'_, str> {
     String::from_utf8_lossy(data)
 }
 
+const SESSION_ID: &str = "ASIAFUZZFUZZFUZZFUZZ";
+
+fn session_of() -> crate::aws::session::Session {
+    crate::aws::session::Session {
+        of: crate::aws::session::Of::Role { id: "AROAFUZZ".into(), name: "me".into() },
+        issued_us: 0,
+        expires_us: 10,
+        policies: Some(vec![r#"{"Statement":{"Effect":"Allow","Action":"*","Resource":"*"}}"#.into()]),
+        tags: [("team".to_owned(), "blue".to_owned())].into(),
+        keys: std::collections::BTreeMap::new(),
+    }
+}
+
+fn session_sealed() -> String {
+    crate::aws::session::SessionKey::new([7; 32]).seal(SESSION_ID, &session_of(), [1; 12])
+}
+
 #[cfg(test)]
 const AUTHORIZATION: &str = "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/us-east-1/ec2/aws4_request, \
     SignedHeaders=content-type;host;x-amz-date, \
@@ -237,6 +254,21 @@ targets! {
                 assert!(with.is_allowed() || !without.is_allowed(), "more policies allow no less");
             }
         }
+    }
+
+    /// Tokens of sessions: only what was sealed opens, and only for its own key's id.
+    fn session_token(data) from [SESSION_ID, &session_sealed()] {
+        use crate::aws::session::SessionKey;
+        let (key, text) = (SessionKey::new([7; 32]), text(data));
+        if let Ok(session) = key.open(SESSION_ID, &text) {
+            assert_eq!((text.as_ref(), session), (session_sealed().as_str(), session_of()));
+        }
+        assert!(key.open("ASIAOTHER", &text).is_err());
+        assert_eq!(key.secret(&text).len(), 40);
+        let ring = KeyRing::default();
+        let told = crate::proto::Keys { session_key: key.as_bytes().to_vec(), ..Default::default() };
+        assert!(ring.fill(&told).is_empty());
+        assert!(ring.sign_in(SESSION_ID, Some(&text), UnixMicros(1)).is_err(), "it is of nobody here");
     }
 
     /// Configuration files and credentials.

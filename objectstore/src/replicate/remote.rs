@@ -382,6 +382,17 @@ fn enabled(bucket: &str, reply: Result<Reply, Trouble>) -> Result<(), Trouble> {
     }
 }
 
+/// All that is understood of a remote's answer, whatever it answers; for [`crate::fuzz`].
+pub(crate) fn understood(reply: Reply) {
+    let (again, whole) = (reply.clone(), Element::parse(&reply.body, "Error").is_ok());
+    let trouble = checked(Ok(again));
+    assert!(trouble.is_ok() == reply.status.is_success());
+    if enabled("b", trouble).is_ok() {
+        assert!(!whole, "an error says that nothing is enabled");
+    }
+    let _ = judged(reply.status, &reply);
+}
+
 /// The answer, if it is one of success.
 fn checked(reply: Result<Reply, Unanswered>) -> Result<Reply, Trouble> {
     let reply = reply.map_err(|e| if e.connected { Trouble::Later(e.why) } else { Trouble::Away(e.why) })?;
