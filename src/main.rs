@@ -33,6 +33,10 @@ mod walrus;
 use std::process::ExitCode;
 use std::time::Duration;
 
+/// RocksDB's C++ takes its memory from it, too.
+#[global_allocator]
+static MEMORY: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let code = cli::run().unwrap_or_else(|error| {
         // One line, causes included: what failed, on what, why.

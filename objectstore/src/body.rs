@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! receive:  stream -> up to 64 KiB kept --------------------------> Inline (goes into the commit)
-//!                  \-> 256 KiB buffer -> hash -> BlobWriter.append -> seal -> Blob     (three buffers a body)
+//!                  \-> 256 KiB to 1 MiB buffer -> hash -> BlobWriter.append -> seal -> Blob   (three buffers a body)
 //! send:     pieces -> reads of 256 KiB, two ahead -> stream
 //! ```
 //!
@@ -14,6 +14,7 @@
 //! A body counts only after its clean end: then length, Content-MD5 and checksums are compared, and only then may a
 //! commit name the data.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -45,8 +46,14 @@ use crate::scrub::report::{Fate, Finding, Place};
 pub const INLINE_MAX: u64 = 64 << 10;
 /// The largest body of one request.
 pub const PUT_MAX: u64 = 5 << 30;
-/// Bytes per buffer on the way in and out.
+/// Bytes per buffer on the way out, and at least on the way in.
 const BUFFER: usize = 256 << 10;
+/// Bytes per buffer on the way in, where few bodies come at once: a fourth of the writes.
+const BUFFER_MAX: usize = 1 << 20;
+/// Bytes of the buffers of all bodies that a core takes in, as long as each has the smallest.
+const INTAKE: usize = 48 << 20;
+/// Buffers of a body on its way in: one fills, one is hashed, one is written.
+const PER_BODY: usize = 3;
 /// Buffers read ahead of what the client has taken.
 const READ_AHEAD: usize = 2;
 
@@ -320,7 +327,8 @@ pub async fn receive<B: BulkStore>(core: &CoreRef<B>, mut body: Incoming, expect
     let stored_len = |plain: u64| if expected.seal.is_some() { crypt::sealed_len(plain) } else { plain };
     let mut writer = core.bulk.create(expected.len.map(stored_len)).await?;
     let mut chunk = 0;
-    let mut source = Source { body, ready: small.into(), taken: 0, limit };
+    let _one = core.intake.enter();
+    let mut source = Source { body, ready: small.into(), taken: 0, limit, intake: &core.intake };
     // While one buffer is appended, the next is hashed and the one after it fills.
     let mut full = source.fill(expected.len).await?;
     let mut hashed: Option<Buf> = None;
@@ -370,18 +378,44 @@ async fn seal<B: BulkStore>(core: &CoreRef<B>, writer: B::Writer) -> Result<(Unn
     }
 }
 
+/// The large bodies that a core takes in: the more, the smaller their buffers.
+#[derive(Debug, Default)]
+pub struct Intake(Cell<usize>);
+
+impl Intake {
+    /// One more, until that is dropped.
+    fn enter(&self) -> impl Drop {
+        struct One<'a>(&'a Cell<usize>);
+        impl Drop for One<'_> {
+            fn drop(&mut self) {
+                self.0.set(self.0.get() - 1);
+            }
+        }
+        self.0.set(self.0.get() + 1);
+        One(&self.0)
+    }
+
+    /// How large the next buffer is: a power of two.
+    fn buffer(&self) -> usize {
+        let share = INTAKE / (self.0.get().max(1) * PER_BODY);
+        (1 << share.max(1).ilog2()).clamp(BUFFER, BUFFER_MAX)
+    }
+}
+
 /// A body being cut into buffers.
-struct Source {
+struct Source<'a> {
     body: Incoming,
     ready: VecDeque<Bytes>,
     taken: u64,
     limit: u64,
+    intake: &'a Intake,
 }
 
-impl Source {
+impl Source<'_> {
     /// The next full buffer; a shorter one at the end; `None` after it.
     async fn fill(&mut self, len: Option<u64>) -> Result<Option<Buf>> {
-        let left = len.map_or(BUFFER as u64, |l| l.saturating_sub(self.taken)).min(BUFFER as u64) as usize;
+        let most = self.intake.buffer();
+        let left = len.map_or(most as u64, |l| l.saturating_sub(self.taken)).min(most as u64) as usize;
         let mut buf: Option<Buf> = None;
         let mut filled = 0;
         loop {
@@ -687,5 +721,25 @@ impl Stream for OnCore {
 impl ByteStream for OnCore {
     fn remaining_length(&self) -> RemainingLength {
         RemainingLength::new_exact(usize::try_from(self.0.left).unwrap_or(usize::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_bodies_come_the_smaller_their_buffers() {
+        let (intake, mut bodies) = (Intake::default(), Vec::new());
+        assert_eq!(intake.buffer(), BUFFER_MAX);
+        for n in 1..=200 {
+            bodies.push(intake.enter());
+            let buffer = intake.buffer();
+            assert!(buffer.is_power_of_two() && (BUFFER..=BUFFER_MAX).contains(&buffer), "{n} bodies: {buffer}");
+            assert!(buffer == BUFFER || buffer * PER_BODY * n <= INTAKE, "{n} bodies: {buffer}");
+        }
+        assert_eq!(intake.buffer(), BUFFER);
+        bodies.clear();
+        assert_eq!(intake.buffer(), BUFFER_MAX);
     }
 }

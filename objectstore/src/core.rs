@@ -147,6 +147,8 @@ pub struct Core<B: BulkStore> {
     pub reclaim: crate::reclaim::Queue,
     /// What is to be hashed.
     pub hashing: crate::hashing::Hashing,
+    /// Large bodies that come in.
+    pub intake: crate::body::Intake,
 }
 
 /// A core's Walrus as operations hold it.
@@ -230,7 +232,14 @@ pub struct Seen<T> {
 impl<B: BulkStore> Core<B> {
     /// A core's Walrus.
     pub fn new(meta: Arc<dyn MetaStore>, bulk: B, shared: Arc<Shared>) -> CoreRef<B> {
-        Rc::new(Self { meta, bulk, shared, reclaim: Default::default(), hashing: Default::default() })
+        Rc::new(Self {
+            meta,
+            bulk,
+            shared,
+            reclaim: Default::default(),
+            hashing: Default::default(),
+            intake: Default::default(),
+        })
     }
 
     /// Now.

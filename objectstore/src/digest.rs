@@ -196,6 +196,9 @@ impl State {
     }
 }
 
+/// Bytes of each of several bodies that are taken through all digests before the next: of sixteen, half a MiB.
+const PIECE: usize = 32 << 10;
+
 /// Everything that is computed over a body as it passes.
 pub struct Hasher {
     md5: Md5,
@@ -219,12 +222,21 @@ impl Hasher {
         self.md5.update(data);
         self.update_sums(data);
     }
-    /// The next bytes of several bodies; their MD5s are computed together ([`Md5::update_all`]).
+    /// The next bytes of several bodies; their MD5s are computed together ([`Md5::update_all`]). Piece by piece, so that
+    /// the checksums find in the cache what MD5 has read.
     pub fn update_all(bodies: &mut [(&mut Self, &[u8])]) {
-        let mut streams: Vec<_> = bodies.iter_mut().map(|(hasher, data)| (&mut hasher.md5, *data)).collect();
-        Md5::update_all(&mut streams);
-        for (hasher, data) in bodies {
-            hasher.update_sums(data);
+        while bodies.iter().any(|(_, data)| !data.is_empty()) {
+            let mut pieces: Vec<(&mut Self, &[u8])> = Vec::with_capacity(bodies.len());
+            for (hasher, data) in bodies.iter_mut() {
+                let (piece, rest) = data.split_at(data.len().min(PIECE));
+                *data = rest;
+                pieces.push((hasher, piece));
+            }
+            let mut streams: Vec<_> = pieces.iter_mut().map(|(hasher, piece)| (&mut hasher.md5, *piece)).collect();
+            Md5::update_all(&mut streams);
+            for (hasher, piece) in pieces {
+                hasher.update_sums(piece);
+            }
         }
     }
     fn update_sums(&mut self, data: &[u8]) {

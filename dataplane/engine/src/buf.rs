@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub const ALIGN: usize = 4096;
 
 /// Bytes that may wait in one thread's pool.
-pub const POOL_BYTES: usize = 32 << 20;
+pub const POOL_BYTES: usize = 64 << 20;
 
 /// One contiguous piece of memory: address and length in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -385,7 +385,7 @@ mod tests {
 
     #[test]
     fn the_pool_is_bounded_and_crosses_threads() {
-        let many: Vec<_> = (0..40).map(|_| Buf::zeroed(1 << 20)).collect();
+        let many: Vec<_> = (0..(POOL_BYTES >> 20) + 8).map(|_| Buf::zeroed(1 << 20)).collect();
         let there = std::thread::spawn(move || {
             drop(many);
             POOL.with_borrow(|pool| pool.bytes)

@@ -61,7 +61,7 @@ impl Blob {
     fn verify(&self, crcs: &[u32], from: u64, bytes: &[u8]) -> Result<(), BulkError> {
         for (n, chunk) in bytes.chunks(CHUNK as usize).enumerate() {
             let at = from + n as u64 * CHUNK;
-            if crc32c::crc32c(chunk) != crcs[(at / CHUNK) as usize] {
+            if checksum(chunk) != crcs[(at / CHUNK) as usize] {
                 let disk = self.claim.pieces(at, 1).next().map_or(0, |(at, _)| at);
                 return Err(self.corrupt(format!(
                     "bytes {at} to {} do not match their checksum (at byte {disk} of the data slots)",
@@ -71,6 +71,12 @@ impl Blob {
         }
         Ok(())
     }
+}
+
+/// CRC32C of a chunk: by `crc-fast`, which takes the widest carry-less multiplication that the CPU has; `crc32c` is made
+/// of the `crc32` instruction.
+fn checksum(bytes: &[u8]) -> u32 {
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
 impl<D: Disk> LocalStore<D> {
@@ -116,7 +122,7 @@ impl<D: Disk> LocalStore<D> {
         let (result, buf) = self.gather(blob, at, len, Buf::zeroed(len as usize)).await;
         result?;
         let bytes = &buf.bytes()[..chunks(blob.len) as usize * 4];
-        if crc32c::crc32c(bytes) != crc {
+        if checksum(bytes) != crc {
             return Err(blob.corrupt("its checksum table does not match the table's checksum".into()));
         }
         let table = bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
@@ -366,7 +372,7 @@ impl<D: Disk> BlobWriter for LocalWriter<D> {
         let crcs = if chunks(self.len) <= INLINE_CHUNKS {
             Crcs::Inline(crcs)
         } else {
-            Crcs::Table(crc32c::crc32c(&table_bytes(&crcs)))
+            Crcs::Table(checksum(&table_bytes(&crcs)))
         };
         let blob = Blob::new(self.id, self.len, claim, crcs);
         let mut records = Vec::new();
@@ -487,7 +493,8 @@ impl<D: Disk> LocalWriter<D> {
         while !bytes.is_empty() {
             let (crc, done) = self.chunk;
             let n = bytes.len().min((CHUNK - done) as usize);
-            self.chunk = (crc32c::crc32c_append(crc, &bytes[..n]), done + n as u64);
+            let crc = if done == 0 { checksum(&bytes[..n]) } else { crc32c::crc32c_append(crc, &bytes[..n]) };
+            self.chunk = (crc, done + n as u64);
             bytes = &bytes[n..];
             if self.chunk.1 == CHUNK {
                 self.crcs.push(self.chunk.0);
@@ -572,4 +579,15 @@ impl<D: Disk> Drop for LocalWriter<D> {
 
 fn table_bytes(crcs: &[u32]) -> Vec<u8> {
     crcs.iter().flat_map(|crc| crc.to_le_bytes()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn both_crates_compute_the_same_crc32c() {
+        let data: Vec<u8> = (0..super::CHUNK as u32 + 9).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        for len in (0..300).chain([4095, 4096, 65_535, data.len() - 9, data.len()]) {
+            assert_eq!(super::checksum(&data[..len]), crc32c::crc32c(&data[..len]), "{len} bytes");
+        }
+    }
 }
