@@ -168,7 +168,13 @@ fn measure(
                 }
                 let sample = bucket.run(*work, settings.time(), round as u64, || server.cpu_us());
                 let sample = sample.map_err(|e| format!("{}, {workload}: {e}", server.name))?;
-                eprintln!("{}. {workload}, {}: {:.0}/s, {:.0} us CPU", round + 1, server.name, sample.rate, sample.cpu_us);
+                eprintln!(
+                    "{}. {workload}, {}: {:.0}/s, {:.0} us CPU",
+                    round + 1,
+                    server.name,
+                    sample.rate,
+                    sample.cpu_us
+                );
                 results.add(workload, server.name, sample);
             }
         }

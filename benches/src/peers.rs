@@ -181,7 +181,12 @@ fn weed(settings: &Settings, folder: &Path, durable: bool, pinned: bool) -> Resu
         server.wait(folder, "weed.log", || {
             // It waits for ever for a server that has gone.
             let mut shell = Command::new("timeout");
-            shell.arg("20").arg(&program).arg("shell").arg(format!("-master=127.0.0.1:{}.{}", ports[0], ports[1])).stdin(Stdio::piped());
+            shell
+                .arg("20")
+                .arg(&program)
+                .arg("shell")
+                .arg(format!("-master=127.0.0.1:{}.{}", ports[0], ports[1]))
+                .stdin(Stdio::piped());
             let spawned = shell.current_dir(folder).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
             let Ok(mut child) = spawned else { return false };
             if let Some(mut input) = child.stdin.take() {

@@ -252,8 +252,8 @@ operations! {
     copy_object CopyObject CopyObjectInput CopyObjectOutput copy request;
     delete_object DeleteObject DeleteObjectInput DeleteObjectOutput delete input;
     delete_objects DeleteObjects DeleteObjectsInput DeleteObjectsOutput delete input;
-    list_objects ListObjects ListObjectsInput ListObjectsOutput list_objects input;
-    list_objects_v2 ListObjectsV2 ListObjectsV2Input ListObjectsV2Output list_objects input;
+    list_objects ListObjects ListObjectsInput ListObjectsOutput list_objects response;
+    list_objects_v2 ListObjectsV2 ListObjectsV2Input ListObjectsV2Output list_objects response;
     list_object_versions ListObjectVersions ListObjectVersionsInput ListObjectVersionsOutput list_versions input;
     create_multipart_upload CreateMultipartUpload CreateMultipartUploadInput CreateMultipartUploadOutput multipart request;
     upload_part UploadPart UploadPartInput UploadPartOutput multipart request;

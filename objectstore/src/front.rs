@@ -32,6 +32,7 @@ use crate::form;
 use crate::guard::{self, Chunks, Framing};
 use crate::metrics::Metrics;
 use crate::note::Note;
+use crate::ops::list_objects::Rendered;
 use crate::sig_v2;
 use crate::signed_at;
 use crate::witness::Witness;
@@ -181,7 +182,12 @@ impl<B: BulkStore> Front<B> {
     /// Hands a request to the S3 service.
     pub(crate) async fn serve(&self, request: Request<s3s::Body>, id: &RequestId) -> Response<s3s::Body> {
         match self.service.call(request).await {
-            Ok(response) => response,
+            Ok(mut response) => {
+                if let Some(Rendered(text)) = response.extensions_mut().remove() {
+                    *response.body_mut() = s3s::Body::from(text);
+                }
+                response
+            }
             Err(e) => {
                 let e: StdError = e.into();
                 tracing::error!(request_id = id.as_str(), error = %e, "a request ended without an answer");

@@ -3,6 +3,9 @@
 //! Hostile input costs at most what its bytes cost: no document types, no entities but XML's own five, bounded depth and
 //! count of elements. Namespaces are dropped: S3 takes its documents with and without one.
 
+use std::borrow::Cow;
+use std::fmt::{Display, Write as _};
+
 use quick_xml::escape::partial_escape;
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::{Reader, XmlVersion};
@@ -172,8 +175,12 @@ impl Element {
 }
 
 /// As text in an element; a carriage return written as itself would be read as a line feed.
-fn escape(text: &str) -> String {
-    partial_escape(text).replace('\r', "&#13;")
+fn escape(text: &str) -> Cow<'_, str> {
+    if text.bytes().any(|b| matches!(b, b'<' | b'>' | b'&' | b'\r')) {
+        partial_escape(text).replace('\r', "&#13;").into()
+    } else {
+        text.into()
+    }
 }
 
 /// A document being written.
@@ -199,9 +206,21 @@ impl Out {
 
     /// An element with elements in it.
     pub fn element(&mut self, name: &str, body: impl FnOnce(&mut Self)) {
-        self.0 += &format!("<{name}>");
+        self.open(name);
         body(self);
-        self.0 += &format!("</{name}>");
+        self.close(name);
+    }
+
+    fn open(&mut self, name: &str) {
+        self.0.push('<');
+        self.0.push_str(name);
+        self.0.push('>');
+    }
+
+    fn close(&mut self, name: &str) {
+        self.0.push_str("</");
+        self.0.push_str(name);
+        self.0.push('>');
     }
 
     /// As [`element`](Self::element), with attributes as they are.
@@ -213,7 +232,22 @@ impl Out {
 
     /// An element with text in it.
     pub fn text(&mut self, name: &str, text: &str) {
-        self.0 += &format!("<{name}>{}</{name}>", escape(text));
+        self.open(name);
+        self.0.push_str(&escape(text));
+        self.close(name);
+    }
+
+    /// An element with what displays as text that needs no escaping: numbers, times, Base64.
+    pub fn plain(&mut self, name: &str, value: impl Display) {
+        self.open(name);
+        // Writing into a string does not fail.
+        let _ = write!(self.0, "{value}");
+        self.close(name);
+    }
+
+    /// Room for so many bytes more, so that a long document is not copied as it grows.
+    pub fn reserve(&mut self, bytes: usize) {
+        self.0.reserve(bytes);
     }
 
     /// An element with text, if there is one.

@@ -51,15 +51,15 @@ pub async fn list_object_versions<B: BulkStore>(
     let (mut versions, mut markers, mut prefixes) = (Vec::new(), Vec::new(), Vec::new());
     let more = walk.more;
     let next = walk.lines.last().filter(|_| more).map(|line| match line {
-        Line::Prefix(p) => (encode.bytes(p), None),
-        Line::Version { key, object, .. } => (encode.bytes(key), Some(object.version_text())),
+        Line::Prefix(p) => (encode.bytes(p).into_owned(), None),
+        Line::Version { key, object, .. } => (encode.bytes(key).into_owned(), Some(object.version_text())),
     });
     for line in walk.lines {
         match line {
-            Line::Prefix(p) => prefixes.push(CommonPrefix { prefix: Some(encode.bytes(&p)) }),
+            Line::Prefix(p) => prefixes.push(CommonPrefix { prefix: Some(encode.bytes(&p).into_owned()) }),
             Line::Version { key, object, latest } if object.marker => markers.push(DeleteMarkerEntry {
                 is_latest: Some(latest),
-                key: Some(encode.bytes(&key)),
+                key: Some(encode.bytes(&key).into_owned()),
                 last_modified: timestamp(object.modified),
                 owner: Some(owner(&object.owner)),
                 version_id: Some(object.version_text()),
@@ -70,9 +70,9 @@ pub async fn list_object_versions<B: BulkStore>(
     let (next_key, next_version) = next.unzip();
     Ok(ListObjectVersionsOutput {
         name: Some(input.bucket),
-        prefix: Some(encode.text(&prefix)),
-        delimiter: (!delimiter.is_empty()).then(|| encode.text(&delimiter)),
-        key_marker: Some(encode.text(&key_marker)),
+        prefix: Some(encode.text(&prefix).into_owned()),
+        delimiter: (!delimiter.is_empty()).then(|| encode.text(&delimiter).into_owned()),
+        key_marker: Some(encode.text(&key_marker).into_owned()),
         version_id_marker: Some(version_marker.unwrap_or_default()),
         next_key_marker: next_key,
         next_version_id_marker: next_version.flatten(),
@@ -93,7 +93,7 @@ fn version(encode: &Encode, key: &[u8], object: &Object, latest: bool) -> Object
         checksum_type: checksum.map(|c| ChecksumType::from_static(c.kind.name())),
         e_tag: Some(etag(object)),
         is_latest: Some(latest),
-        key: Some(encode.bytes(key)),
+        key: Some(encode.bytes(key).into_owned()),
         last_modified: timestamp(object.modified),
         owner: Some(owner(&object.owner)),
         restore_status: None,

@@ -489,7 +489,7 @@ pub async fn list_multipart_uploads<B: BulkStore>(
                 break 'pages;
             }
             if let Some(common) = common_prefix(&key, prefix.as_bytes(), delimiter.as_bytes()) {
-                prefixes.push(CommonPrefix { prefix: Some(encode.bytes(common)) });
+                prefixes.push(CommonPrefix { prefix: Some(encode.bytes(common).into_owned()) });
                 last = Some((common.to_vec(), None));
                 start = keys::successor(&from(common)).unwrap_or_else(|| end.clone());
                 continue 'pages;
@@ -504,11 +504,11 @@ pub async fn list_multipart_uploads<B: BulkStore>(
     let last = last.filter(|_| more);
     Ok(ListMultipartUploadsOutput {
         bucket: Some(input.bucket),
-        prefix: Some(encode.text(&prefix)),
-        delimiter: (!delimiter.is_empty()).then(|| encode.text(&delimiter)),
-        key_marker: Some(encode.text(&key_marker)),
+        prefix: Some(encode.text(&prefix).into_owned()),
+        delimiter: (!delimiter.is_empty()).then(|| encode.text(&delimiter).into_owned()),
+        key_marker: Some(encode.text(&key_marker).into_owned()),
         upload_id_marker: Some(upload_marker),
-        next_key_marker: last.as_ref().map(|(key, _)| encode.bytes(key)),
+        next_key_marker: last.as_ref().map(|(key, _)| encode.bytes(key).into_owned()),
         next_upload_id_marker: last.and_then(|(_, id)| id).map(DataId::to_hex),
         max_uploads: Some(max as i32),
         is_truncated: Some(more),
@@ -521,7 +521,7 @@ pub async fn list_multipart_uploads<B: BulkStore>(
 
 fn line(encode: &Encode, key: &[u8], upload: DataId, record: &Upload) -> MultipartUpload {
     MultipartUpload {
-        key: Some(encode.bytes(key)),
+        key: Some(encode.bytes(key).into_owned()),
         upload_id: Some(upload.to_hex()),
         initiated: timestamp(record.initiated),
         initiator: Some(Initiator { id: Some(record.initiator.clone()), display_name: Some(record.initiator.clone()) }),

@@ -4,6 +4,7 @@
 //! grow by new tags (see [`codec`]); readers accept this version and older ones.
 
 pub mod codec;
+pub mod listed;
 pub mod state;
 
 use bytes::Bytes;
@@ -596,11 +597,11 @@ fn get_checksum(bytes: &[u8]) -> Result<Checksum, Damage> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::config::Doc;
 
-    fn example() -> Object {
+    pub(crate) fn example() -> Object {
         Object {
             size: 5,
             modified: UnixMicros(1_700_000_000_000_000),

@@ -16,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_channel::oneshot;
 use futures_util::future::BoxFuture;
 use prometheus_client::registry::Registry;
@@ -87,6 +87,12 @@ const COMMITS_WAITING: Bound = Bound { items: 4096, weight: 64 << 20 };
 const READS_WAITING: Bound = Bound { items: 1024, weight: usize::MAX };
 /// Reads of so many keys are tried on the caller's thread.
 const INLINE_KEYS_MAX: usize = 64;
+/// A scan on the caller's thread finds at most so many pairs, a page of a listing and one, and so many bytes: a third of
+/// a millisecond, which is less than another thread's wake and what that does to caches.
+const INLINE_PAIRS_MAX: usize = 1024;
+const INLINE_BYTES_MAX: usize = 512 << 10;
+/// A scan's pairs share memory in pieces of this size: whoever keeps one keeps that much.
+const SHARED: usize = 64 << 10;
 /// A scan on the caller's thread steps over at most so many dead versions.
 const INLINE_SKIPS_MAX: u64 = 256;
 
@@ -314,12 +320,12 @@ fn scan(db: &DB, scan: &Scan, tier: Tier) -> Result<Option<Vec<Pair>>, MetaError
     let mut options = tier.options();
     options.set_iterate_lower_bound(&scan.range.start[..]);
     options.set_iterate_upper_bound(&scan.range.end[..]);
-    let inline_max = if tier == Tier::Memory {
+    let (pairs_max, bytes_max) = if tier == Tier::Memory {
         options.set_max_skippable_internal_keys(INLINE_SKIPS_MAX);
-        INLINE_KEYS_MAX
+        (INLINE_PAIRS_MAX, INLINE_BYTES_MAX)
     } else {
         options.set_readahead_size(256 << 10);
-        usize::MAX
+        (usize::MAX, usize::MAX)
     };
     // An iterator is a view of one moment by itself.
     let mut at = db.raw_iterator_opt(options);
@@ -329,11 +335,22 @@ fn scan(db: &DB, scan: &Scan, tier: Tier) -> Result<Option<Vec<Pair>>, MetaError
         at.seek_to_first()
     };
     let mut pairs = Vec::new();
+    let (mut shared, mut bytes) = (BytesMut::new(), 0);
     while let Some((key, value)) = at.item() {
-        if pairs.len() == inline_max {
+        let len = key.len() + value.len();
+        bytes += len;
+        if pairs.len() == pairs_max || bytes > bytes_max {
             return Ok(None);
         }
-        pairs.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+        if shared.capacity() < len {
+            // The first is small: many scans find little.
+            let piece = if pairs.is_empty() { 256 * scan.limit.min(4) } else { SHARED };
+            shared = BytesMut::with_capacity(piece.max(len));
+        }
+        shared.extend_from_slice(key);
+        let key = shared.split().freeze();
+        shared.extend_from_slice(value);
+        pairs.push((key, shared.split().freeze()));
         if pairs.len() == scan.limit {
             return Ok(Some(pairs));
         }
