@@ -5,16 +5,33 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::alone::Alone;
-use crate::cloud::{Cloud, checkout, errors_of, folder, has, karri, text_of, tool, wait};
+use crate::cloud::{Cloud, checkout, errors_of, folder, has, karri, signal, text_of, tool, wait};
 
 /// What `tests/clients/identity.py` says.
 const SAID: &str = "\
 s3 before-policy AccessDenied
 ec2 before-policy UnauthorizedOperation
 iam before-policy AccessDenied
-s3 policy-known-within-a-second True
+s3 every-policy-known-soon True
+s3 a-policy-known-within-a-second True
 s3 by-group hers
 s3 other-bucket AccessDenied
+iam paginator-of-none 0
+iam no-password-policy NoSuchEntity
+iam poor-password PasswordPolicyViolation
+iam same-password PasswordPolicyViolation
+iam own-password fine
+iam password-change-not-let AccessDenied
+iam key-last-used ann iam
+iam report COMPLETE
+iam report-lines ['user', '<root_account>', 'ann']
+iam details [['owners']]
+validate good []
+validate unwise ['SECURITY_WARNING:PASS_ROLE_WITH_STAR_IN_RESOURCE', 'SUGGESTION:REDUNDANT_ACTION']
+validate wrong ['ERROR:INVALID_ACTION'] ['ERROR:JSON_SYNTAX_ERROR']
+validate wrong-kind UnsupportedOperation
+validate not-allowed AccessDeniedException
+simulate matched [('PolicyInputList.1', 1), ('PolicyInputList.1', 1)]
 s3 session-reads hers
 s3 session-writes AccessDenied
 ec2 session-describes fine
@@ -36,6 +53,7 @@ ec2 key-deleted AuthFailure
 fn obeyed(mut client: Command, expected: &str) {
     let output = client.output().expect("python runs");
     assert!(output.status.success(), "{}{}", text_of(&output), errors_of(&output));
+    eprint!("{}", errors_of(&output));
     assert_eq!(text_of(&output), expected);
 }
 
@@ -54,9 +72,52 @@ fn a_cloud_obeys_what_iam_says() {
     assert!(has(&["\"DescribeInstances\"", ":user/team/ann", "\"deny\"", "UnauthorizedOperation"]), "{audit}");
     assert!(has(&["\"DescribeVolumes\"", ":assumed-role/reader/me"]), "{audit}");
     assert!(!audit.contains(cloud.var("AWS_SECRET_ACCESS_KEY")), "no secrets");
+    a_walrus_starts_without_its_cloud(&cloud);
     cloud.kill_role("cloud");
     assert!(cloud.aws_ok(&["iam", "list-users"]).to_string().contains("ann"), "it outlives its role");
     no_secret_in(&cloud.state, cloud.var("AWS_SECRET_ACCESS_KEY"));
+}
+
+/// A process that answers nobody until this is dropped.
+struct Hung(u32);
+
+impl Hung {
+    fn new(pid: u32) -> Self {
+        signal(pid, "STOP");
+        Self(pid)
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        signal(self.0, "CONT");
+    }
+}
+
+/// While the control role answers nobody, a Walrus that dies comes back with the identities that it had.
+fn a_walrus_starts_without_its_cloud(cloud: &Cloud) {
+    let made = cloud.aws_ok(&["iam", "create-access-key", "--user-name", "ann"]);
+    let word = |name: &str| made["AccessKey"][name].as_str().expect("a word").to_owned();
+    let (id, secret) = (word("AccessKeyId"), word("SecretAccessKey"));
+    let ann = |bucket: &str| {
+        let mut reads = cloud.client(tool("aws").expect("checked"));
+        reads.envs([("AWS_ACCESS_KEY_ID", &id), ("AWS_SECRET_ACCESS_KEY", &secret)]);
+        let output = reads.args(["s3api", "head-bucket", "--bucket", bucket]).output().expect("aws runs");
+        if output.status.success() { "fine".to_owned() } else { errors_of(&output) }
+    };
+    cloud.aws_ok(&["s3api", "create-bucket", "--bucket", "bobs"]);
+    let patience = Duration::from_secs(60);
+    wait(patience, "ann's key to count", || (ann("anns") == "fine").then_some(()));
+    let (control, walrus) = (cloud.pid("cloud").expect("it runs"), cloud.pid("walrus").expect("it runs"));
+    let hung = Hung::new(control);
+    signal(walrus, "KILL");
+    wait(patience, "Walrus to know ann without its cloud", || (ann("anns") == "fine").then_some(()));
+    assert_ne!(cloud.pid("walrus"), Some(walrus), "it is another one");
+    assert!(ann("bobs").contains("403"), "her policies are known, too: {}", ann("bobs"));
+    drop(hung);
+    // News count again. Its connection to the cloud may have been given up meanwhile.
+    cloud.aws_ok(&["iam", "delete-access-key", "--user-name", "ann", "--access-key-id", &id]);
+    wait(patience, "the end of ann's key", || (ann("anns") != "fine").then_some(()));
 }
 
 /// The records hold no secret in plain text; the credentials file, which is the user's, does.
