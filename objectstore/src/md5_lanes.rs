@@ -208,7 +208,7 @@ fn rounds<S: Simd, V: SimdInt<S, Element = u32>>(simd: S, state: &mut [V; 4], bl
     four!(i, [8 15 6 13], 56 57 58 59, 6 10 15 21);
     four!(i, [4 11 2 9], 60 61 62 63, 6 10 15 21);
     for (word, new) in state.iter_mut().zip([a, b, c, d]) {
-        *word = *word + new;
+        *word += new;
     }
 }
 
