@@ -201,6 +201,8 @@ pub struct Condition {
     operator: Operator,
     key: String,
     wanted: Vec<Wanted>,
+    /// As written.
+    texts: Vec<String>,
 }
 
 impl Condition {
@@ -216,7 +218,24 @@ impl Condition {
         }
         let wanted = values.iter().map(|text| Wanted::parse(parsed.test, text, variables));
         let wanted = wanted.collect::<Result<_, _>>().map_err(|why| format!("{operator} on {key}: {why}"))?;
-        Ok(Self { operator: parsed, key: key.to_owned(), wanted })
+        Ok(Self { operator: parsed, key: key.to_owned(), wanted, texts: values.to_vec() })
+    }
+
+    /// The key that it asks about.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The values that the key must have one of, as written; none where it also holds for others, or for none at all
+    /// (negated and ordered comparisons, `Null`, `...IfExists`, `ForAllValues:`).
+    pub fn only(&self) -> Option<&[String]> {
+        let Operator { test, negated, if_exists, set } = self.operator;
+        let compares = match test {
+            Test::Null => false,
+            Test::Number(order) | Test::Date(order) => order == Order::Equal,
+            Test::Text { .. } | Test::Bool | Test::Binary | Test::Address | Test::Arn => true,
+        };
+        (compares && !negated && !if_exists && set != Set::All).then_some(&self.texts[..])
     }
 
     /// The key that it asks about, then those that its variables name.
