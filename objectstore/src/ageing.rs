@@ -1,10 +1,13 @@
 //! Carries out lifecycle rules: objects, older versions, delete markers and uploads that are due go; objects change their
 //! storage class.
 //!
-//! One core makes a round over all buckets with rules, then rests. Every deletion is the operation that a client would ask
+//! One core makes a round over all buckets with rules, then rests. It goes page by page and asks for each what the rules
+//! are, so rules that were taken back do no more, and memory does not grow with what is in a bucket. Every deletion is the operation that a client would ask
 //! for, conditional on the very version that was found due, so whoever replaces an object meanwhile wins. A round does the
 //! same again after a crash; what object lock protects stays.
 
+use std::cell::Cell;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +24,7 @@ use crate::config::Doc;
 use crate::config::lifecycle::{Calendar, Noncurrent, Rule, Subject, When, next_class};
 use crate::core::{Caller, CoreRef, Teller};
 use crate::error::{Error, Kind, Result};
-use crate::keys;
+use crate::keys::{self, BucketId, DataId};
 use crate::notify::LIFECYCLE;
 use crate::ops::condition::WriteConditions;
 use crate::ops::delete;
@@ -32,6 +35,9 @@ use crate::versions::Which;
 
 /// Records looked at in one go.
 const PAGE: usize = 500;
+/// Failures in a row after which a round lets a bucket be, and how many of a bucket are told in the log.
+const FAILURES_MAX: u32 = 100;
+const TOLD_MAX: u32 = 10;
 /// The longest rest between rounds.
 const REST_MAX: Duration = Duration::from_secs(3600);
 
@@ -51,112 +57,175 @@ pub fn rest(calendar: Calendar) -> Duration {
     Duration::from_secs((calendar.day_seconds / 5).max(1)).min(REST_MAX)
 }
 
-/// Looks once at everything that has rules.
+/// Looks once at everything that has rules. What cannot be read or done is logged and left for the next round: it keeps no
+/// other key, and no other bucket, from ageing.
 ///
 /// # Errors
-/// What the store fails with; the next round goes on.
+/// The store's, when buckets cannot be listed.
 pub async fn round<B: BulkStore>(core: &CoreRef<B>, calendar: Calendar) -> Result<Aged> {
     let mut names = Vec::new();
     core.each_pair(keys::all(b'B'), PAGE, |key, raw| {
-        if Bucket::decode(raw)?.documents.has(Doc::Lifecycle) {
-            names.push(String::from_utf8_lossy(&key[1..]).into_owned());
+        let name = String::from_utf8_lossy(&key[1..]).into_owned();
+        match Bucket::decode(raw) {
+            Ok(bucket) if bucket.documents.has(Doc::Lifecycle) => names.push(name),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(bucket = name, error = %error, "a bucket's record is damaged"),
         }
         Ok(())
     })
     .await?;
     let mut aged = Aged::default();
     for name in names {
-        match core.known(&name).await {
-            Ok(known) => bucket(core, &name, &known, calendar, &mut aged).await?,
-            Err(e) if e.kind == Kind::NoSuchBucket => {}
-            Err(e) => return Err(e),
+        if let Err(error) = bucket(core, &name, calendar, &mut aged).await {
+            tracing::warn!(bucket = name, error = %error, "a bucket's lifecycle rules could not be carried out");
         }
     }
     Ok(aged)
 }
 
+/// A round through one bucket.
 struct Round<'a, B: BulkStore> {
     core: &'a CoreRef<B>,
     caller: Caller,
     name: &'a str,
-    known: &'a Known,
+    id: BucketId,
     calendar: Calendar,
     now: u64,
+    failures: Cell<Failures>,
 }
 
-async fn bucket<B: BulkStore>(
-    core: &CoreRef<B>,
-    name: &str,
-    known: &Known,
-    calendar: Calendar,
-    aged: &mut Aged,
-) -> Result<()> {
+/// Keys that could not be looked after.
+#[derive(Debug, Clone, Copy, Default)]
+struct Failures {
+    all: u32,
+    in_a_row: u32,
+}
+
+async fn bucket<B: BulkStore>(core: &CoreRef<B>, name: &str, calendar: Calendar, aged: &mut Aged) -> Result<()> {
+    let first = match core.known(name).await {
+        Err(e) if e.kind == Kind::NoSuchBucket => return Ok(()),
+        known => known?,
+    };
     let leave = Leave {
         buckets: vec![name.to_owned()],
-        new_owner: Some(known.bucket().owner.clone()),
+        new_owner: Some(first.bucket().owner.clone()),
         may_list: true,
         facts: Facts { operation: LIFECYCLE, ..Facts::default() },
         ..Leave::default()
     };
     let caller = Caller { key: None, leave: Arc::new(leave) };
-    let round = Round { core, caller, name, known, calendar, now: core.now().secs() };
-    let rules: Vec<&Rule> = known.settings.lifecycle.iter().filter(|r| r.enabled).collect();
-    let id = known.bucket().id;
+    let (id, now) = (first.bucket().id, core.now().secs());
+    let round = Round { core, caller, name, id, calendar, now, failures: Cell::default() };
     let looks = |r: &&Rule| {
         let moves = !r.transitions.is_empty() || !r.noncurrent_transitions.is_empty();
         moves || r.expiration.is_some() || r.noncurrent.is_some()
     };
-    if rules.iter().any(looks) {
-        let mut range = keys::objects_of(id);
-        loop {
-            let found = core.meta.scan(Scan { range: range.clone(), limit: PAGE, reverse: false }).await?;
-            for (store_key, raw) in &found {
-                let key = String::from_utf8_lossy(&store_key[keys::OBJECT_PREFIX..]).into_owned();
-                round.key(&rules, &key, &Object::decode(raw)?, aged).await?;
-            }
-            match found.last() {
-                Some((last, _)) if found.len() == PAGE => range.start = keys::after(last),
-                _ => break,
-            }
+    let mut pages = Pages::new(keys::objects_of(id));
+    while let Some((known, rules)) = round.rules(looks).await?
+        && let Some(page) = pages.next(core).await?
+    {
+        for (store_key, raw) in &page {
+            let key = String::from_utf8_lossy(&store_key[keys::OBJECT_PREFIX..]).into_owned();
+            let done = match Object::decode(raw) {
+                Ok(object) => round.key(&known, &rules, &key, &object, aged).await,
+                Err(damage) => Err(damage.into()),
+            };
+            round.note(&key, done)?;
         }
     }
-    if rules.iter().any(|r| r.abort_days.is_some()) {
-        aged.uploads += round.uploads(&rules).await?;
+    let mut pages = Pages::new(keys::uploads_of(id));
+    while let Some((_, rules)) = round.rules(|r| r.abort_days.is_some()).await?
+        && let Some(page) = pages.next(core).await?
+    {
+        for (store_key, raw) in page {
+            let Some((key, upload)) = keys::upload_parts(&store_key) else { continue };
+            let done = round.upload(&rules, store_key, raw, (&key, upload), aged).await;
+            round.note(&String::from_utf8_lossy(&key), done)?;
+        }
     }
     Ok(())
 }
 
+/// A range of records, page by page.
+struct Pages(Option<Range<Bytes>>);
+
+impl Pages {
+    fn new(range: Range<Bytes>) -> Self {
+        Self(Some(range))
+    }
+
+    /// The next page; none at the end.
+    async fn next<B: BulkStore>(&mut self, core: &CoreRef<B>) -> Result<Option<Vec<(Bytes, Bytes)>>> {
+        let Some(range) = self.0.take() else { return Ok(None) };
+        let end = range.end.clone();
+        let found = core.meta.scan(Scan { range, limit: PAGE, reverse: false }).await?;
+        if let Some((last, _)) = found.last()
+            && found.len() == PAGE
+        {
+            self.0 = Some(keys::after(last)..end);
+        }
+        Ok(Some(found))
+    }
+}
+
 impl<B: BulkStore> Round<'_, B> {
+    /// The bucket as it is now with its rules that count; none where nothing is left to do by any that is `wanted`.
+    async fn rules(&self, wanted: impl Fn(&&Rule) -> bool) -> Result<Option<(Arc<Known>, Vec<Rule>)>> {
+        let known = match self.core.known(self.name).await {
+            Err(e) if e.kind == Kind::NoSuchBucket => return Ok(None),
+            known => known?,
+        };
+        let rules: Vec<Rule> = known.settings.lifecycle.iter().filter(|r| r.enabled).cloned().collect();
+        let goes_on = known.bucket().id == self.id && rules.iter().any(|rule| wanted(&rule));
+        Ok(goes_on.then_some((known, rules)))
+    }
+
+    /// Says, of a few, that a key could not be looked after.
+    ///
+    /// # Errors
+    /// The key's, when there were too many in a row.
+    fn note(&self, key: &str, done: Result<()>) -> Result<()> {
+        let mut failures = self.failures.get();
+        let Err(error) = done else {
+            self.failures.set(Failures { in_a_row: 0, ..failures });
+            return Ok(());
+        };
+        failures.all += 1;
+        failures.in_a_row += 1;
+        self.failures.set(failures);
+        if failures.in_a_row >= FAILURES_MAX {
+            return Err(error);
+        }
+        if failures.all <= TOLD_MAX {
+            tracing::warn!(bucket = self.name, key, error = %error, "lifecycle rules could not be carried out on an object");
+        }
+        Ok(())
+    }
+
     /// A key's current version and what is behind it.
-    async fn key(&self, rules: &[&Rule], key: &str, current: &Object, aged: &mut Aged) -> Result<()> {
-        let versioned = self.known.bucket().versioning != Versioning::Never;
+    async fn key(&self, known: &Known, rules: &[Rule], key: &str, current: &Object, aged: &mut Aged) -> Result<()> {
+        let versioned = known.bucket().versioning != Versioning::Never;
         let mut left = 0;
-        let of_older = |r: &&Rule| r.noncurrent.is_some() || !r.noncurrent_transitions.is_empty();
+        let of_older = |r: &Rule| r.noncurrent.is_some() || !r.noncurrent_transitions.is_empty();
         if versioned && (current.marker || rules.iter().any(of_older)) {
-            let range = keys::versions_of_key(self.known.bucket().id, key.as_bytes());
             let (mut since, mut newer) = (current.modified, 0);
-            let mut older: Vec<Object> = Vec::new();
-            self.core
-                .each_pair(range, PAGE, |_, raw| {
-                    older.push(Object::decode(raw)?);
-                    Ok(())
-                })
-                .await?;
-            for version in older {
-                let subject = Subject { key, size: version.size, tags: &version.tags.0 };
-                let meant = || rules.iter().filter(|r| r.filter.matches(subject));
-                let is_due = |n: Noncurrent| newer >= n.newer && self.calendar.due(since, n.days) <= self.now;
-                let which = version.version.map_or(Which::Null, Which::Id);
-                if meant().filter_map(|r| r.noncurrent).any(is_due) && self.remove(key, which, &version).await? {
-                    aged.versions += 1;
-                } else {
-                    left += 1;
-                    let due = meant().flat_map(|r| &r.noncurrent_transitions).filter(|(n, _)| is_due(*n));
-                    let class = next_class(version.headers.storage_class.as_deref(), due.map(|(_, class)| &**class));
-                    aged.moved += self.relabel(key, which, &version, class).await?;
+            let mut pages = Pages::new(keys::versions_of_key(self.id, key.as_bytes()));
+            while let Some(page) = pages.next(self.core).await? {
+                for (store_key, raw) in &page {
+                    match Object::decode(raw) {
+                        Ok(version) => left += self.older(rules, key, &version, (since, newer), aged).await?,
+                        Err(damage) => {
+                            left += 1;
+                            self.note(key, Err(damage.into()))?;
+                        }
+                    }
+                    since = keys::version_parts(store_key).map_or(since, |(_, time)| time);
+                    newer += 1;
                 }
-                since = version.modified;
-                newer += 1;
+                // Rules that were taken back meanwhile do no more.
+                if page.len() == PAGE && self.core.known(self.name).await?.seen.raw != known.seen.raw {
+                    return Ok(());
+                }
             }
         }
         let subject = Subject { key, size: current.size, tags: &current.tags.0 };
@@ -164,12 +233,12 @@ impl<B: BulkStore> Round<'_, B> {
         let expires = |r: &&Rule| r.expires(current.modified, self.calendar).is_some_and(|due| due <= self.now);
         if current.marker {
             // A delete marker with nothing behind it; an age rule takes it away like an object.
-            let due = meant.any(|r| r.expiration.as_ref().is_some_and(|e| e.delete_marker) || expires(r));
+            let due = meant.any(|r| r.expiration.as_ref().is_some_and(|e| e.delete_marker) || expires(&r));
             let which = current.version.map_or(Which::Null, Which::Id);
             if left == 0 && due && self.remove(key, which, current).await? {
                 aged.versions += 1;
             }
-        } else if meant.clone().any(expires) && self.remove(key, Which::Current, current).await? {
+        } else if meant.clone().any(|r| expires(&r)) && self.remove(key, Which::Current, current).await? {
             aged.versions += 1;
         } else {
             let is_due = |when: &When| when.due(current.modified, self.calendar) <= self.now;
@@ -178,6 +247,29 @@ impl<B: BulkStore> Round<'_, B> {
             aged.moved += self.relabel(key, Which::Current, current, class).await?;
         }
         Ok(())
+    }
+
+    /// An older version, noncurrent `since` then, with so many `newer` noncurrent ones; 1 where it stays.
+    async fn older(
+        &self,
+        rules: &[Rule],
+        key: &str,
+        version: &Object,
+        (since, newer): (UnixMicros, u32),
+        aged: &mut Aged,
+    ) -> Result<u64> {
+        let subject = Subject { key, size: version.size, tags: &version.tags.0 };
+        let meant = || rules.iter().filter(|r| r.filter.matches(subject));
+        let is_due = |n: Noncurrent| newer >= n.newer && self.calendar.due(since, n.days) <= self.now;
+        let which = version.version.map_or(Which::Null, Which::Id);
+        if meant().filter_map(|r| r.noncurrent).any(is_due) && self.remove(key, which, version).await? {
+            aged.versions += 1;
+            return Ok(0);
+        }
+        let due = meant().flat_map(|r| &r.noncurrent_transitions).filter(|(n, _)| is_due(*n));
+        let class = next_class(version.headers.storage_class.as_deref(), due.map(|(_, class)| &**class));
+        aged.moved += self.relabel(key, which, version, class).await?;
+        Ok(1)
     }
 
     /// Gives a version that was found due its new storage class; 0 where there is none, or it changed meanwhile.
@@ -191,7 +283,7 @@ impl<B: BulkStore> Round<'_, B> {
             object.headers.storage_class = Some(class.to_owned());
             Ok(())
         };
-        match self.core.change_version(self.known.bucket().id, key, which, teller, change).await {
+        match self.core.change_version(self.id, key, which, teller, change).await {
             Ok(_) => Ok(1),
             Err(Error { kind, .. }) if LEFT_ALONE.contains(&kind) => Ok(0),
             Err(e) => Err(e),
@@ -214,35 +306,32 @@ impl<B: BulkStore> Round<'_, B> {
         }
     }
 
-    async fn uploads(&self, rules: &[&Rule]) -> Result<u64> {
-        let mut due: Vec<(Bytes, Bytes)> = Vec::new();
-        self.core
-            .each_pair(keys::uploads_of(self.known.bucket().id), PAGE, |store_key, raw| {
-                let Some((key, _)) = keys::upload_parts(store_key) else { return Ok(()) };
-                let begun: UnixMicros = Upload::decode(raw)?.initiated;
-                let is_due = rules.iter().any(|r| {
-                    let days = r.abort_days.filter(|_| key.starts_with(r.filter.prefix.as_bytes()));
-                    days.is_some_and(|days| self.calendar.due(begun, days) <= self.now)
-                });
-                if is_due {
-                    due.push((store_key.clone(), raw.clone()));
-                }
-                Ok(())
-            })
-            .await?;
-        let mut gone = 0;
-        for (key, raw) in due {
-            let Some((_, id)) = keys::upload_parts(&key) else { continue };
-            match self.core.commit(reclaim::close_upload(Batch::new(), self.known.bucket().id, key, raw, id)).await {
-                Ok(()) => {
-                    self.core.reclaim.push_cleanup(id);
-                    gone += 1;
-                }
-                Err(MetaError::Conflict { .. }) => {}
-                Err(e) => return Err(e.into()),
-            }
+    /// Aborts an upload that is due.
+    async fn upload(
+        &self,
+        rules: &[Rule],
+        store_key: Bytes,
+        raw: Bytes,
+        (key, id): (&[u8], DataId),
+        aged: &mut Aged,
+    ) -> Result<()> {
+        let begun: UnixMicros = Upload::decode(&raw)?.initiated;
+        let is_due = rules.iter().any(|r| {
+            let days = r.abort_days.filter(|_| key.starts_with(r.filter.prefix.as_bytes()));
+            days.is_some_and(|days| self.calendar.due(begun, days) <= self.now)
+        });
+        if !is_due {
+            return Ok(());
         }
-        Ok(gone)
+        match self.core.commit(reclaim::close_upload(Batch::new(), self.id, store_key, raw, id)).await {
+            Ok(()) => {
+                self.core.reclaim.push_cleanup(id);
+                aged.uploads += 1;
+            }
+            Err(MetaError::Conflict { .. }) => {}
+            Err(e) => return Err(e.into()),
+        }
+        Ok(())
     }
 }
 
