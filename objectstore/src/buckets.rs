@@ -34,8 +34,6 @@ pub struct Known {
     pub policy: Option<Policy>,
     /// True where the policy lets in the public.
     pub policy_is_public: bool,
-    /// True where the policy asks for tags of the object.
-    pub policy_reads_tags: bool,
     /// True where objects may belong to others than the bucket's owner.
     pub shared: bool,
 }
@@ -55,12 +53,10 @@ impl Known {
                 Some(Policy::parse(text, Use::Bucket).map_err(|_| damage())?)
             }
         };
-        let keys = policy.as_ref().map(Policy::keys).unwrap_or_default();
         Ok(Self {
             settings: Settings::of(documents)?,
             owner: seen.value.owner.parse().ok(),
             policy_is_public: policy.as_ref().is_some_and(public::is_public),
-            policy_reads_tags: keys.iter().any(|k| k.starts_with("s3:existingobjecttag/")),
             policy,
             shared: documents.has(Doc::Shared),
             seen,

@@ -47,6 +47,17 @@ pub fn check(headers: &HeaderMap, now: UnixMicros) -> Result<()> {
     }
 }
 
+/// When a request says that it was signed, in its headers or its query.
+pub fn moment_of(headers: &HeaderMap, query: &[(String, String)]) -> Option<UnixMicros> {
+    let in_query = query.iter().find(|(name, _)| name.eq_ignore_ascii_case("x-amz-date")).map(|(_, at)| at.as_str());
+    let said = match text(headers, AUTHORIZATION) {
+        Some(_) => text(headers, AMZ_DATE).or_else(|| text(headers, DATE)),
+        None => in_query,
+    };
+    let at = said.and_then(moment)?.unix_timestamp_nanos() / 1000;
+    u64::try_from(at).ok().map(UnixMicros)
+}
+
 /// Gives a request of Signature Version 4 that has only a `Date` its `x-amz-date`, where `s3s` looks.
 pub fn complete(headers: &mut HeaderMap) {
     if headers.contains_key(AMZ_DATE) || !text(headers, AUTHORIZATION).is_some_and(|a| a.starts_with("AWS4-")) {
@@ -104,6 +115,17 @@ mod tests {
         }
         assert_eq!(code(&[]), Some(Kind::AccessDenied));
         assert_eq!(check(&headers("AWS4-HMAC-SHA256 x", &[]), NOW).err().map(|e| e.kind), None);
+    }
+
+    #[test]
+    fn moments() {
+        let at = |headers: &HeaderMap, query: &[(String, String)]| moment_of(headers, query).map(|at| at.0 / 1_000_000);
+        let dated = [(AMZ_DATE, "20261122T180000Z")];
+        assert_eq!(at(&headers("AWS4-HMAC-SHA256 x", &dated), &[]), Some(1_795_370_400));
+        assert_eq!(at(&headers("AWS k:x", &[(DATE, "Sun, 22 Nov 2026 18:00:00 GMT")]), &[]), Some(1_795_370_400));
+        let query = [("X-Amz-Date".to_owned(), "20261122T180000Z".to_owned())];
+        assert_eq!(at(&HeaderMap::new(), &query), Some(1_795_370_400));
+        assert_eq!(at(&HeaderMap::from_iter(dated.map(|(n, v)| (n, v.parse().unwrap()))), &[]), None, "not signed");
     }
 
     #[test]

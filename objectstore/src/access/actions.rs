@@ -1,5 +1,7 @@
 //! Operations as policies and lists know them: one table from AWS's names to actions, resources and permissions.
 
+use http::HeaderMap;
+
 use crate::access::acl::Permission;
 
 /// What kind of resource an action is about.
@@ -63,6 +65,63 @@ pub const BYPASS_GOVERNANCE: Ask = Ask::new("s3:BypassGovernanceRetention", Leve
 
 /// Knowing what is in a bucket: decides whether an absent object is absent or denied.
 pub const LIST_BUCKET: Ask = Ask::new("s3:ListBucket", Level::Bucket, Some(Permission::Read));
+
+/// Setting an object's list as it is put. Who may write into the bucket by its list may.
+pub const SET_ACL: Ask = Ask::new("s3:PutObjectAcl", Level::Content, Some(Permission::Write));
+
+/// What an upload's or a new bucket's headers ask for besides: what they set has operations, and permissions, of its own.
+pub fn besides(operation: &str, headers: &HeaderMap) -> Vec<Ask> {
+    let value = |name: &str| headers.get(name).map(|v| v.as_bytes().trim_ascii()).filter(|v| !v.is_empty());
+    let has = |name: &str| value(name).is_some();
+    let grants = || headers.keys().any(|name| name.as_str().starts_with("x-amz-grant-"));
+    let mut asks = Vec::new();
+    match operation {
+        "PutObject" | "CopyObject" | "CreateMultipartUpload" | "PostObject" => {
+            let object = |action| Ask::new(action, Level::Content, Some(Permission::Write));
+            if has("x-amz-acl") || grants() {
+                asks.push(SET_ACL);
+            }
+            if has("x-amz-tagging") {
+                asks.push(object("s3:PutObjectTagging"));
+            }
+            if has("x-amz-object-lock-mode") || has("x-amz-object-lock-retain-until-date") {
+                asks.push(object("s3:PutObjectRetention"));
+            }
+            if has("x-amz-object-lock-legal-hold") {
+                asks.push(object("s3:PutObjectLegalHold"));
+            }
+        }
+        "CreateBucket" => {
+            let service = |action| Ask::new(action, Level::Service, None);
+            // What a bucket has without the header asks for nothing.
+            let sets = |name: &str, unset: &str| value(name).is_some_and(|v| !v.eq_ignore_ascii_case(unset.as_bytes()));
+            if sets("x-amz-acl", "private") || grants() {
+                asks.push(service("s3:PutBucketAcl"));
+            }
+            if sets("x-amz-object-ownership", "ObjectWriter") {
+                asks.push(service("s3:PutBucketOwnershipControls"));
+            }
+            if sets("x-amz-bucket-object-lock-enabled", "false") {
+                asks.push(service("s3:PutBucketObjectLockConfiguration"));
+                asks.push(service("s3:PutBucketVersioning"));
+            }
+        }
+        _ => {}
+    }
+    asks
+}
+
+/// The condition keys that only the body of a request says, by their beginnings: where a policy asks for one, the
+/// request is judged when its body is read ([`confirm`](crate::core::Core::confirm)).
+pub fn said_by_body(operation: &str) -> &'static [&'static str] {
+    match operation {
+        "CreateBucket" => &["s3:LocationConstraint"],
+        "PutObjectTagging" => &["s3:RequestObjectTag"],
+        "PutObjectRetention" => &["s3:object-lock-"],
+        "PutObjectLegalHold" => &["s3:object-lock-legal-hold"],
+        _ => &[],
+    }
+}
 
 /// What an operation asks for; `None` for those that are not known here, which are refused.
 pub fn ask(operation: &str) -> Option<Ask> {

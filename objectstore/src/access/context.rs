@@ -3,12 +3,26 @@
 use http::HeaderMap;
 use karri_base::aws::policy::Context;
 use karri_base::clock::UnixMicros;
+use time::OffsetDateTime;
+use time::format_description::well_known::{Iso8601, Rfc3339};
 
 use crate::access::Facts;
 use crate::record::Object;
+use crate::signed_at;
 
 /// Query parameters that are condition keys by their own names.
 const PARAMETERS: [&str; 3] = ["prefix", "delimiter", "max-keys"];
+
+/// Where a new bucket is to be.
+pub const LOCATION: &str = "s3:LocationConstraint";
+/// `ON` or `OFF`.
+pub const LEGAL_HOLD: &str = "s3:object-lock-legal-hold";
+/// Tags of an object that is there.
+pub const EXISTING_TAG: &str = "s3:ExistingObjectTag/";
+const LOCK_MODE: &str = "s3:object-lock-mode";
+const LOCK_UNTIL: &str = "s3:object-lock-retain-until-date";
+const LOCK_DAYS: &str = "s3:object-lock-remaining-retention-days";
+const DAY_US: u64 = 24 * 3600 * 1_000_000;
 
 /// The condition keys of a request.
 pub fn of(facts: &Facts, now: UnixMicros) -> Context {
@@ -36,10 +50,18 @@ pub fn of(facts: &Facts, now: UnixMicros) -> Context {
         let Ok(value) = value.to_str() else { continue };
         match name.strip_prefix("x-amz-") {
             None if matches!(name, "if-match" | "if-none-match") => context.text(&format!("s3:{name}"), value),
-            Some("tagging") => request_tags(&mut context, value),
-            Some("object-lock-mode") => context.text("s3:object-lock-mode", value),
-            Some("object-lock-legal-hold") => context.text("s3:object-lock-legal-hold", value),
-            Some("object-lock-retain-until-date") => context.text("s3:object-lock-retain-until-date", value),
+            Some("tagging") => {
+                request_tags(&mut context, karri_base::aws::sigv4::parse_query(value));
+                continue;
+            }
+            Some("object-lock-mode") => context.text(LOCK_MODE, value),
+            Some("object-lock-legal-hold") => context.text(LEGAL_HOLD, value),
+            Some("object-lock-retain-until-date") => {
+                if let Some(until) = moment(value) {
+                    remaining(&mut context, until, now);
+                }
+                context.text(LOCK_UNTIL, value)
+            }
             Some("copy-source") => {
                 let decoded = percent_encoding::percent_decode_str(value).decode_utf8_lossy();
                 context.text("s3:x-amz-copy-source", decoded.trim_start_matches('/'))
@@ -48,7 +70,11 @@ pub fn of(facts: &Facts, now: UnixMicros) -> Context {
             Some(_) => context.text(&format!("s3:{name}"), value),
         };
     }
-    context.text("s3:authType", auth_type(facts));
+    context.text("s3:authType", auth_type(facts)).flag("aws:ViaAWSService", false);
+    let signed = facts.who.as_ref().and_then(|_| signed_at::moment_of(&facts.headers, &facts.query));
+    if let Some(age) = signed.map(|at| now.0.saturating_sub(at.0) / 1000) {
+        context.number("s3:signatureAge", i64::try_from(age).unwrap_or(i64::MAX));
+    }
     context.text(
         "s3:signatureversion",
         if text("authorization").is_some_and(|a| a.starts_with("AWS ")) { "AWS" } else { "AWS4-HMAC-SHA256" },
@@ -66,19 +92,40 @@ fn auth_type(facts: &Facts) -> &'static str {
     }
 }
 
-/// `s3:RequestObjectTag/...` of an `x-amz-tagging` header.
-fn request_tags<'c>(context: &'c mut Context, header: &str) -> &'c mut Context {
-    for (key, value) in karri_base::aws::sigv4::parse_query(header) {
+/// `s3:RequestObjectTag/...` of the tags that a request gives.
+pub fn request_tags(context: &mut Context, tags: impl IntoIterator<Item = (String, String)>) {
+    for (key, value) in tags {
         context.add("s3:RequestObjectTagKeys", key.clone());
         context.text(&format!("s3:RequestObjectTag/{key}"), value);
     }
-    context
+}
+
+/// `s3:object-lock-...` of the retention that a request gives.
+pub fn retention(context: &mut Context, given: Option<(&str, UnixMicros)>, now: UnixMicros) {
+    let Some((mode, until)) = given else { return };
+    context.text(LOCK_MODE, mode);
+    let text = OffsetDateTime::from_unix_timestamp(i64::try_from(until.secs()).unwrap_or(i64::MAX));
+    if let Some(text) = text.ok().and_then(|at| at.format(&Rfc3339).ok()) {
+        context.text(LOCK_UNTIL, text);
+    }
+    remaining(context, until, now);
+}
+
+/// Days that are left, a day begun counting whole: what asks for ten days has ten when it arrives.
+fn remaining(context: &mut Context, until: UnixMicros, now: UnixMicros) {
+    let days = until.0.saturating_sub(now.0).div_ceil(DAY_US);
+    context.number(LOCK_DAYS, i64::try_from(days).unwrap_or(i64::MAX));
+}
+
+fn moment(text: &str) -> Option<UnixMicros> {
+    let at = OffsetDateTime::parse(text.trim(), &Iso8601::DEFAULT).ok()?;
+    u64::try_from(at.unix_timestamp_nanos() / 1000).ok().map(UnixMicros)
 }
 
 /// `s3:ExistingObjectTag/...` of an object that is there.
 pub fn existing_tags(context: &mut Context, object: &Object) {
     for (key, value) in &object.tags.0 {
-        context.text(&format!("s3:ExistingObjectTag/{key}"), value.clone());
+        context.text(&format!("{EXISTING_TAG}{key}"), value.clone());
     }
 }
 
@@ -128,7 +175,12 @@ mod tests {
         headers.insert("x-amz-tagging", "a=1&b=2".parse().unwrap());
         headers.insert("x-amz-copy-source", "/b/k%20x".parse().unwrap());
         headers.insert("x-amz-server-side-encryption", "AES256".parse().unwrap());
-        let facts = Facts { headers, query: vec![("prefix".into(), "p/".into())], ..Facts::default() };
+        headers.insert("x-amz-object-lock-retain-until-date", "1970-01-03T00:00:01.000Z".parse().unwrap());
+        let facts = Facts {
+            headers,
+            query: vec![("prefix".into(), "p/".into())],
+            ..Facts::default()
+        };
         let context = of(&facts, UnixMicros(1_000_000));
         for (key, want) in [
             ("s3:x-amz-acl", "public-read"),
@@ -137,6 +189,7 @@ mod tests {
             ("s3:x-amz-server-side-encryption", "AES256"),
             ("s3:prefix", "p/"),
             ("aws:SecureTransport", "false"),
+            ("s3:object-lock-remaining-retention-days", "2"),
         ] {
             assert_eq!(context.get(key), Some(&[want.to_owned()][..]), "{key}");
         }

@@ -31,7 +31,7 @@ use std::sync::{Arc, OnceLock};
 use http::HeaderMap;
 use karri_base::aws::keys::SignedIn;
 use karri_base::aws::policy::document::These;
-use karri_base::aws::policy::{self, Context, Decision, Effect, Identity, Policy, Request, Target, decide};
+use karri_base::aws::policy::{self, Context, Decision, Effect, Identity, Layer, Policy, Request, Target, decide};
 use karri_base::clock::UnixMicros;
 use karri_base::id::AccountId;
 use karri_bulk::BulkStore;
@@ -91,6 +91,8 @@ pub struct Leave {
     pub charged: bool,
     /// True where it was let in by a list, and would not have been without.
     pub by_acl: bool,
+    /// True where the operation asks again with what the body says ([`Core::confirm`]): nothing was judged yet.
+    pub awaits_body: bool,
     /// What it puts is a replica of the version with this id.
     pub replica: Option<DataId>,
     /// What it did that has lines of its own in access logs; said once, by the operation.
@@ -115,6 +117,7 @@ fn is_unlimited(identity: &Identity) -> bool {
 struct Judge<'r> {
     facts: &'r Facts,
     now: UnixMicros,
+    region: &'r str,
     identity: Arc<Identity>,
     context: OnceCell<Context>,
     account: Option<&'r AccountId>,
@@ -164,13 +167,27 @@ impl Judge<'_> {
 
     /// The same with other condition keys.
     fn with(&self, context: Context) -> Self {
-        let (facts, now, account) = (self.facts, self.now, self.account);
+        let (facts, now, region, account) = (self.facts, self.now, self.region, self.account);
         let by_acl = Cell::new(self.by_acl.get());
-        Self { facts, now, account, identity: self.identity.clone(), context: OnceCell::from(context), by_acl }
+        Self { facts, now, region, account, identity: self.identity.clone(), context: OnceCell::from(context), by_acl }
     }
 
     fn context(&self) -> &Context {
-        self.context.get_or_init(|| context::of(self.facts, self.now))
+        self.context.get_or_init(|| {
+            let mut context = context::of(self.facts, self.now);
+            context.text("aws:RequestedRegion", self.region);
+            context
+        })
+    }
+
+    /// True where a policy that counts asks for a condition key that begins so.
+    fn asks(&self, known: Option<&Known>, beginning: &str) -> bool {
+        self.identity.asks(beginning) || known.and_then(|k| k.policy.as_ref()).is_some_and(|p| p.asks(beginning))
+    }
+
+    /// True where a policy that counts asks for what only the body says.
+    fn waits(&self, known: Option<&Known>) -> bool {
+        actions::said_by_body(self.facts.operation).iter().any(|beginning| self.asks(known, beginning))
     }
 
     /// What a list grants the caller.
@@ -238,6 +255,22 @@ fn refuse(decision: Decision, facts: &Facts, action: &str, resource: &str) -> Re
     ))
 }
 
+/// Judges what a header of an upload asks for besides. Where the bucket is another account's, its side let the upload in,
+/// and the object's list is the writer's own affair: its own policies decide on that.
+fn judge_beside(judge: &Judge<'_>, facts: &Facts, known: &Known, name: &str, ask: Ask) -> Result<()> {
+    if judge.is_unlimited_in(known) && known.policy.is_none() {
+        return Ok(());
+    }
+    let resource = arn(name, facts.key.as_deref());
+    let granted = judge.granted(known, known.settings.acl.as_ref(), ask.permission);
+    let decision = judge.decide(known, known.owner.as_ref(), ask.action, &resource, granted);
+    let is_strangers = judge.account.is_some() && !judge.is_own(known);
+    match decision {
+        Decision::ImplicitDeny(Layer::Resource) if is_strangers && ask == actions::SET_ACL => Ok(()),
+        decision => refuse(decision, facts, ask.action, &resource),
+    }
+}
+
 impl<B: BulkStore> Core<B> {
     /// Judges a request; the caller that comes back may do what the request's operation says and no more.
     ///
@@ -257,7 +290,10 @@ impl<B: BulkStore> Core<B> {
         };
         match (ask.level, &facts.bucket) {
             (Level::Service, bucket) => {
-                self.judge_service(&judge, &facts, ask, bucket.as_deref())?;
+                leave.awaits_body = judge.account.is_some() && judge.waits(None);
+                if !leave.awaits_body {
+                    self.judge_service(&judge, &facts, ask, bucket.as_deref())?;
+                }
                 if let Some(name) = bucket {
                     // CreateBucket of a bucket that is there looks at it.
                     leave.buckets.push(name.clone());
@@ -266,7 +302,10 @@ impl<B: BulkStore> Core<B> {
             (_, None) => return Err(Kind::InvalidRequest.into()),
             (_, Some(name)) => {
                 let known = self.known(name).await?;
-                leave.may_list = self.judge_one(&judge, &facts, &known, name, ask).await?;
+                leave.awaits_body = judge.waits(Some(&known));
+                if !leave.awaits_body {
+                    leave.may_list = self.judge_one(&judge, &facts, &known, name, ask).await?;
+                }
                 leave.charged = judge.pays(&known)?;
                 leave.by_acl = judge.by_acl.get();
                 if matches!(facts.operation, "PutObject" | "CreateMultipartUpload" | "DeleteObject")
@@ -278,6 +317,11 @@ impl<B: BulkStore> Core<B> {
                         Some(id.filter(|id| replicate::is_plausible(*id, self.now())).ok_or_else(|| {
                             Error::new(Kind::InvalidArgument, format!("The header {REPLICA} is no version id."))
                         })?);
+                }
+                if leave.replica.is_none() {
+                    for beside in actions::besides(facts.operation, &facts.headers) {
+                        judge_beside(&judge, &facts, &known, name, beside)?;
+                    }
                 }
                 if ask.action == "s3:PutObject" {
                     (leave.new_owner, leave.new_acl) = self.new_object(&facts, &known)?;
@@ -310,10 +354,32 @@ impl<B: BulkStore> Core<B> {
         self.judge_one(&judge, &facts, &known, bucket, ask).await.map(drop)
     }
 
-    fn judge<'f>(&self, facts: &'f Facts) -> Judge<'f> {
+    /// Judges a request that waited for its body, with the condition keys that the body has; one that did not wait is
+    /// judged already.
+    ///
+    /// # Errors
+    /// `AccessDenied`; `NoSuchBucket`.
+    pub async fn confirm(&self, caller: &Caller, bucket: &str, told: impl FnOnce(&mut Context)) -> Result<()> {
+        if !caller.leave.awaits_body {
+            return Ok(());
+        }
+        let facts = &caller.leave.facts;
+        let judge = self.judge(facts);
+        let mut context = judge.context().clone();
+        told(&mut context);
+        let judge = judge.with(context);
+        let ask = self.first_ask(facts)?.ok_or(Kind::AccessDenied)?;
+        match ask.level {
+            Level::Service => self.judge_service(&judge, facts, ask, Some(bucket)),
+            _ => self.judge_one(&judge, facts, &*self.known(bucket).await?, bucket, ask).await.map(drop),
+        }
+    }
+
+    fn judge<'f>(&'f self, facts: &'f Facts) -> Judge<'f> {
         Judge {
             facts,
             now: self.now(),
+            region: &self.shared.region,
             identity: facts.who.as_ref().map_or_else(|| Arc::new(Identity::anonymous()), |w| w.identity.clone()),
             context: OnceCell::new(),
             account: facts.who.as_ref().map(|w| &w.key.account),
@@ -337,8 +403,11 @@ impl<B: BulkStore> Core<B> {
         }
         // Policies write the list of all buckets as `*` or as `arn:aws:s3:::*`; both match this.
         let resource = arn(bucket.unwrap_or("*"), None);
-        let request = Request { action: ask.action, resource: &resource, context: judge.context() };
-        refuse(decide(&judge.identity, &Target::default(), &request), facts, ask.action, &resource)
+        for Ask { action, .. } in std::iter::once(ask).chain(actions::besides(facts.operation, &facts.headers)) {
+            let request = Request { action, resource: &resource, context: judge.context() };
+            refuse(decide(&judge.identity, &Target::default(), &request), facts, action, &resource)?;
+        }
+        Ok(())
     }
 
     /// Judges one action; true where the caller may also know what is in the bucket.
@@ -380,12 +449,13 @@ impl<B: BulkStore> Core<B> {
         let enforced = settings.ownership == Ownership::BucketOwnerEnforced;
         let first = judge.decide(known, known.owner.as_ref(), action, &resource, policy::Acl::None);
         let own = judge.is_own(known);
+        let reads_tags = judge.asks(Some(known), context::EXISTING_TAG);
         let settled = match first {
-            Decision::ExplicitDeny(_) => !known.policy_reads_tags,
-            Decision::Allowed => (enforced || !known.shared) && !known.policy_reads_tags,
-            Decision::ImplicitDeny(_) => enforced && !known.policy_reads_tags,
+            Decision::ExplicitDeny(_) => true,
+            Decision::Allowed => enforced || !known.shared,
+            Decision::ImplicitDeny(_) => enforced,
         };
-        if settled {
+        if settled && !reads_tags {
             refuse(first, facts, action, &resource)?;
             return Ok(own || may_list());
         }
@@ -410,7 +480,7 @@ impl<B: BulkStore> Core<B> {
         let granted = judge.granted(known, Some(list), ask.permission);
         let tagged;
         let outer = judge;
-        let judge = if known.policy_reads_tags {
+        let judge = if reads_tags {
             let mut context = judge.context().clone();
             context::existing_tags(&mut context, &object);
             tagged = judge.with(context);

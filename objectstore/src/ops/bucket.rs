@@ -1,6 +1,7 @@
 //! CreateBucket, HeadBucket, ListBuckets, GetBucketLocation, DeleteBucket.
 
 use http::HeaderMap;
+use karri_base::aws::policy::Context;
 use karri_bulk::BulkStore;
 use karri_meta::{Batch, MetaError, Scan};
 use s3s::dto::{
@@ -10,6 +11,7 @@ use s3s::dto::{
 };
 
 use crate::access::acl::{Acl, Owners};
+use crate::access::context;
 use crate::config::simple::Ownership;
 use crate::config::{Doc, Documents};
 use crate::core::{Access, Caller, Core, CoreRef, RETRIES};
@@ -34,8 +36,15 @@ pub async fn create_bucket<B: BulkStore>(
     let documents = documents_of_new(core, caller, headers)?;
     let acl = documents.get(Doc::Acl).cloned();
     let region = &core.shared.region;
-    if let Some(wanted) = input.create_bucket_configuration.and_then(|c| c.location_constraint)
-        && !wanted.as_str().is_empty()
+    let wanted = input.create_bucket_configuration.and_then(|c| c.location_constraint);
+    let wanted = wanted.filter(|wanted| !wanted.as_str().is_empty());
+    let told = |context: &mut Context| {
+        if let Some(wanted) = &wanted {
+            context.text(context::LOCATION, wanted.as_str());
+        }
+    };
+    core.confirm(caller, &name, told).await?;
+    if let Some(wanted) = &wanted
         && wanted.as_str() != region
     {
         return Err(Error::new(

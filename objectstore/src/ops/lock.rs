@@ -10,6 +10,8 @@ use s3s::dto::{
 };
 use time::OffsetDateTime;
 
+use crate::access::actions::BYPASS_GOVERNANCE;
+use crate::access::context;
 use crate::core::{Access, Caller, CoreRef, Teller};
 use crate::error::{Error, Kind, Result};
 use crate::ops::get::timestamp;
@@ -116,7 +118,15 @@ pub async fn put_object_retention<B: BulkStore>(
         _ => return Err(Kind::MalformedXml.into()),
     };
     let bypass = input.bypass_governance_retention.unwrap_or(false);
-    let which = Which::new(input.version_id.as_deref())?;
+    let version = input.version_id.as_deref();
+    if bypass {
+        core.may(caller, BYPASS_GOVERNANCE, &input.bucket, &input.key, version).await?;
+    }
+    core.confirm(caller, &input.bucket, |context| {
+        context::retention(context, new.as_ref().map(|r| (r.mode.name(), r.until)), now);
+    })
+    .await?;
+    let which = Which::new(version)?;
     let teller = Teller { caller, bucket: &input.bucket, name: "" };
     core.change_version(bucket.value.id, &input.key, which, teller, |object| {
         check_change(object.lock.retention, new, now, bypass)?;
@@ -161,6 +171,10 @@ pub async fn put_object_legal_hold<B: BulkStore>(
     }
     let status = input.legal_hold.and_then(|h| h.status).ok_or(Kind::MalformedXml)?;
     let hold = on_or_off(status.as_str()).ok_or(Kind::MalformedXml)?;
+    core.confirm(caller, &input.bucket, |context| {
+        context.text(context::LEGAL_HOLD, status.as_str());
+    })
+    .await?;
     let which = Which::new(input.version_id.as_deref())?;
     let teller = Teller { caller, bucket: &input.bucket, name: "" };
     core.change_version(bucket.value.id, &input.key, which, teller, |object| {

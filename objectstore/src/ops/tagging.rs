@@ -9,6 +9,7 @@ use s3s::dto::{
     PutObjectTaggingInput, PutObjectTaggingOutput, Tag,
 };
 
+use crate::access::context;
 use crate::core::{Access, Caller, CoreRef, Teller};
 use crate::error::{Error, Kind, Result};
 use crate::record::Tags;
@@ -82,6 +83,7 @@ pub async fn put_object_tagging<B: BulkStore>(
 ) -> Result<PutObjectTaggingOutput> {
     let pairs = input.tagging.tag_set.into_iter().map(|t| (t.key.unwrap_or_default(), t.value.unwrap_or_default()));
     let tags = checked(pairs.collect())?;
+    core.confirm(caller, &input.bucket, |context| context::request_tags(context, tags.0.iter().cloned())).await?;
     let owner = input.expected_bucket_owner.as_deref();
     let bucket = core.bucket(caller, &input.bucket, owner, Access::Write).await?;
     let which = Which::new(input.version_id.as_deref())?;

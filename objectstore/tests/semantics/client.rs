@@ -10,6 +10,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use karri_base::aws::keys::{Key, KeyRing};
 use karri_base::clock::{Clock, SystemClock};
+use karri_base::proto;
 use karri_bulk::BulkStore;
 use karri_bulk::memory::MemoryBulk;
 use karri_meta::MetaStore;
@@ -38,10 +39,16 @@ pub fn ring() -> KeyRing {
     ])
 }
 
+/// Wall time since 1970.
+pub fn now() -> std::time::Duration {
+    std::time::Duration::from_secs(SystemClock.now().secs())
+}
+
 pub struct Walrus<B: BulkStore = MemoryBulk> {
     pub meta: MemoryStore,
     pub bulk: B,
     pub core: CoreRef<B>,
+    keys: KeyRing,
     front: Front<B>,
 }
 
@@ -61,8 +68,42 @@ impl<B: BulkStore> Walrus<B> {
         let shared =
             Shared::open(&dynamic, clock, "us-east-1".into(), Metrics::default(), Secret([5; 32])).await.unwrap();
         let core = Core::new(dynamic, bulk.clone(), shared);
-        let front = Front::new(&core, &ring());
-        Self { meta, bulk, core, front }
+        let keys = ring();
+        let front = Front::new(&core, &keys);
+        Self { meta, bulk, core, keys, front }
+    }
+    /// Makes AK3 a user of ACCOUNT and AK4 one of OTHER, with these statements for a policy; with a boundary's, or none.
+    pub fn limit(&self, statements: &str, boundary: Option<&str>) {
+        let document = |statements: &str| format!(r#"{{"Version":"2012-10-17","Statement":[{statements}]}}"#);
+        let key = |id: &str, account: &str, who: &str, principal: &str| proto::Key {
+            access_key_id: id.into(),
+            secret_access_key: format!("secret of {id}"),
+            account_id: account.into(),
+            arn: format!("arn:aws:iam::{account}:{who}"),
+            active: true,
+            principal_id: principal.into(),
+        };
+        let principal = |id: &str, account: &str| proto::Principal {
+            id: id.into(),
+            arn: format!("arn:aws:iam::{account}:user/limited"),
+            account_id: account.into(),
+            policies: vec![0],
+            boundary: boundary.map(|_| 1),
+            ..Default::default()
+        };
+        let told = proto::Keys {
+            keys: vec![
+                key("AK1", ACCOUNT, "user/admin", ""),
+                key("AK2", OTHER, "user/admin", ""),
+                key("AK3", ACCOUNT, "user/limited", "AIDALIMITED3"),
+                key("AK4", OTHER, "user/limited", "AIDALIMITED4"),
+            ],
+            policies: std::iter::once(statements).chain(boundary).map(document).collect(),
+            principals: vec![principal("AIDALIMITED3", ACCOUNT), principal("AIDALIMITED4", OTHER)],
+            ..Default::default()
+        };
+        let complaints = self.keys.fill(&told);
+        assert!(complaints.is_empty(), "{complaints:?}");
     }
     /// A request by AK1.
     pub fn req(&self, method: &str, target: &str) -> Req<'_, B> {

@@ -13,6 +13,7 @@ mod listing;
 mod logging;
 mod multipart;
 mod objects;
+mod permissions;
 mod replication;
 mod scrub;
 mod settings;

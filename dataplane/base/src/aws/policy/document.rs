@@ -277,6 +277,20 @@ impl Policy {
         keys.dedup();
         keys
     }
+
+    /// True where it asks for a condition key that begins like this.
+    ///
+    /// ```
+    /// use karri_base::aws::policy::{Policy, Use};
+    /// let text = r#"{"Statement": {"Effect": "Deny", "Action": "*", "Resource": "*",
+    ///     "Condition": {"StringEquals": {"s3:existingobjecttag/secret": "yes"}}}}"#;
+    /// let policy = Policy::parse(text, Use::Managed).unwrap();
+    /// assert!(policy.asks("s3:ExistingObjectTag/") && !policy.asks("s3:RequestObjectTag/"));
+    /// ```
+    pub fn asks(&self, beginning: &str) -> bool {
+        let begins = |key: &str| key.get(..beginning.len()).is_some_and(|key| key.eq_ignore_ascii_case(beginning));
+        self.statements.iter().flat_map(Statement::names).any(begins)
+    }
 }
 
 fn at_statement(at: usize, error: PolicyError) -> PolicyError {
@@ -393,9 +407,14 @@ impl Statement {
     }
 
     fn keys(&self) -> impl Iterator<Item = String> {
+        self.names().map(str::to_ascii_lowercase)
+    }
+
+    /// Condition keys as they are written.
+    fn names(&self) -> impl Iterator<Item = &str> {
         let resources = self.resources.iter().flat_map(These::listed).flat_map(|r| r.pattern.keys());
         let conditions = self.conditions.iter().flat_map(Condition::keys);
-        resources.chain(conditions).map(str::to_ascii_lowercase)
+        resources.chain(conditions)
     }
 }
 

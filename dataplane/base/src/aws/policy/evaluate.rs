@@ -50,6 +50,11 @@ impl Identity {
     pub fn root(account: &AccountId) -> Self {
         Self::new(Principal::root(account), Vec::new())
     }
+    /// True where one of its policies asks for a condition key that begins like this.
+    pub fn asks(&self, beginning: &str) -> bool {
+        let session = self.session.iter().flatten();
+        self.policies.iter().chain(&self.boundary).chain(session).any(|policy| policy.asks(beginning))
+    }
 }
 
 /// What the request is for.

@@ -1,0 +1,295 @@
+//! What a user may who may not do everything: permissions that headers and bodies ask for, and condition keys.
+
+use crate::client::{ACCOUNT, Answer, Walrus};
+use crate::run;
+
+fn allow(actions: &str) -> String {
+    format!(r#"{{"Effect":"Allow","Action":[{actions}],"Resource":"*"}}"#)
+}
+
+fn deny(action: &str, condition: &str) -> String {
+    let condition = if condition.is_empty() { String::new() } else { format!(r#","Condition":{{{condition}}}"#) };
+    format!(r#"{{"Effect":"Deny","Action":"{action}","Resource":"*"{condition}}}"#)
+}
+
+fn all_but(action: &str, condition: &str) -> String {
+    format!("{},{}", allow(r#""s3:*""#), deny(action, condition))
+}
+
+#[test]
+fn retention_is_overridden_with_its_own_permission() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.req("PUT", "/bucket").header("x-amz-bucket-object-lock-enabled", "true").send().await.ok();
+        let upload = w.req("PUT", "/bucket/k").header("x-amz-object-lock-mode", "GOVERNANCE");
+        let kept = upload.header("x-amz-object-lock-retain-until-date", "2140-01-01T00:00:00Z").body("x").send();
+        let version = kept.await.ok().header("x-amz-version-id").to_owned();
+        let shorter =
+            "<Retention><Mode>GOVERNANCE</Mode><RetainUntilDate>2139-01-01T00:00:00Z</RetainUntilDate></Retention>";
+        let retain = |document: &'static str| {
+            let put = w.req("PUT", &format!("/bucket/k?retention&versionId={version}")).by("AK3").body(document);
+            put.header("x-amz-bypass-governance-retention", "true").send()
+        };
+        let delete = || {
+            let delete = w.req("DELETE", &format!("/bucket/k?versionId={version}")).by("AK3");
+            delete.header("x-amz-bypass-governance-retention", "true").send()
+        };
+        let rights = r#""s3:PutObject","s3:GetObject","s3:PutObjectRetention","s3:DeleteObjectVersion""#;
+        for policy in [allow(rights), all_but("s3:BypassGovernanceRetention", "")] {
+            w.limit(&policy, None);
+            retain("<Retention></Retention>").await.is(403, "AccessDenied");
+            retain(shorter).await.is(403, "AccessDenied");
+            delete().await.is(403, "AccessDenied");
+        }
+        assert_eq!(w.get("/bucket/k?retention").await.ok().one("RetainUntilDate"), "2140-01-01T00:00:00.000Z");
+        w.limit(&allow(&format!(r#"{rights},"s3:BypassGovernanceRetention""#)), None);
+        retain(shorter).await.ok();
+        retain("<Retention></Retention>").await.ok();
+        delete().await.ok();
+    });
+}
+
+#[test]
+fn headers_of_uploads_need_their_own_permissions() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.req("PUT", "/bucket").header("x-amz-bucket-object-lock-enabled", "true").send().await.ok();
+        w.put("/bucket/source", "x").await.ok();
+        let form = |field: &str, value: &str| {
+            let mut body = String::new();
+            for (name, value) in [("key", "form"), (field, value)] {
+                body += &format!("--B\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n");
+            }
+            body += "--B\r\nContent-Disposition: form-data; name=\"file\"; filename=\"f\"\r\n\r\nx\r\n--B--\r\n";
+            let post = w.req("POST", "/bucket").anonymous().body(body);
+            post.header("content-type", "multipart/form-data; boundary=B").send()
+        };
+        let (mode, until) = ("x-amz-object-lock-mode", "x-amz-object-lock-retain-until-date");
+        for (action, headers) in [
+            ("s3:PutObjectAcl", &[("x-amz-acl", "public-read")][..]),
+            ("s3:PutObjectAcl", &[("x-amz-grant-read", "uri=\"http://acs.amazonaws.com/groups/global/AllUsers\"")]),
+            ("s3:PutObjectTagging", &[("x-amz-tagging", "a=b")]),
+            ("s3:PutObjectRetention", &[(mode, "COMPLIANCE"), (until, "2140-01-01T00:00:00Z")]),
+            ("s3:PutObjectLegalHold", &[("x-amz-object-lock-legal-hold", "ON")]),
+        ] {
+            let uploads = async |code: &str| {
+                let check = |answer: Answer| {
+                    if code.is_empty() {
+                        answer.ok()
+                    } else {
+                        answer.is(403, code)
+                    };
+                };
+                let with = |method: &str, target: &str| {
+                    let put = w.req(method, target).by("AK3");
+                    headers.iter().fold(put, |put, (name, value)| put.header(name, *value))
+                };
+                check(with("PUT", "/bucket/k").body("x").send().await);
+                check(with("PUT", "/bucket/c").header("x-amz-copy-source", "/bucket/source").send().await);
+                check(with("POST", "/bucket/m?uploads").send().await);
+            };
+            let put = r#""s3:PutObject","s3:GetObject""#;
+            w.limit(&all_but(action, ""), None);
+            uploads("AccessDenied").await;
+            w.limit(&allow(put), None);
+            uploads("AccessDenied").await;
+            w.req("PUT", "/bucket/plain").by("AK3").body("x").send().await.ok();
+            w.limit(&allow(&format!(r#"{put},"{action}""#)), None);
+            uploads("").await;
+            // A boundary limits as ever.
+            w.limit(&allow(r#""s3:*""#), Some(&allow(put)));
+            uploads("AccessDenied").await;
+        }
+        // Forms: nobody may what the policy lets everybody put, but no more.
+        let document = |actions: &str| {
+            format!(
+                r#"{{"Version":"2012-10-17","Statement":[{{"Effect":"Allow","Principal":"*","Action":[{actions}],"Resource":"arn:aws:s3:::bucket/*"}}]}}"#
+            )
+        };
+        w.put("/bucket?policy", document(r#""s3:PutObject""#)).await.ok();
+        let tagging = "<Tagging><TagSet><Tag><Key>a</Key><Value>b</Value></Tag></TagSet></Tagging>";
+        form("x-ignore-x", "").await.ok();
+        form("acl", "public-read").await.is(403, "AccessDenied");
+        form("tagging", tagging).await.is(403, "AccessDenied");
+        w.put("/bucket?policy", document(r#""s3:PutObject","s3:PutObjectAcl","s3:PutObjectTagging""#)).await.ok();
+        form("acl", "public-read").await.ok();
+        form("tagging", tagging).await.ok();
+        // Whoever may write by the bucket's policy says for himself whose his objects' lists are, as far as his own
+        // policies let him; their tags are the bucket owner's to allow.
+        w.put("/bucket?policy", document(r#""s3:PutObject""#)).await.ok();
+        let theirs = |name: &str, value: &str| w.req("PUT", "/bucket/t").by("AK4").header(name, value).body("x").send();
+        w.limit(&allow(r#""s3:*""#), None);
+        theirs("x-amz-acl", "bucket-owner-full-control").await.ok();
+        theirs("x-amz-tagging", "a=b").await.is(403, "AccessDenied");
+        w.limit(&all_but("s3:PutObjectAcl", ""), None);
+        theirs("x-amz-acl", "bucket-owner-full-control").await.is(403, "AccessDenied");
+        // By a list that lets write.
+        w.req("DELETE", "/bucket?policy").send().await.ok();
+        w.req("PUT", "/bucket?acl").header("x-amz-acl", "public-read-write").send().await.ok();
+        form("acl", "public-read").await.ok();
+        theirs("x-amz-acl", "public-read").await.is(403, "AccessDenied");
+        w.limit(&allow(r#""s3:*""#), None);
+        theirs("x-amz-acl", "public-read").await.ok();
+        theirs("x-amz-tagging", "a=b").await.ok();
+    });
+}
+
+#[test]
+fn headers_of_new_buckets_need_their_own_permissions() {
+    run(|| async {
+        let w = Walrus::new().await;
+        for (name, value, actions) in [
+            ("x-amz-acl", "public-read", &["s3:PutBucketAcl"][..]),
+            ("x-amz-grant-read", "uri=\"http://acs.amazonaws.com/groups/global/AllUsers\"", &["s3:PutBucketAcl"]),
+            ("x-amz-object-ownership", "BucketOwnerEnforced", &["s3:PutBucketOwnershipControls"]),
+            (
+                "x-amz-bucket-object-lock-enabled",
+                "true",
+                &["s3:PutBucketObjectLockConfiguration", "s3:PutBucketVersioning"],
+            ),
+        ] {
+            let create = || w.req("PUT", "/bucket").by("AK3").header(name, value).send();
+            w.limit(&allow(r#""s3:CreateBucket""#), None);
+            create().await.is(403, "AccessDenied");
+            for action in actions {
+                w.limit(&all_but(action, ""), None);
+                create().await.is(403, "AccessDenied");
+            }
+            let actions: String = actions.iter().map(|a| format!(r#","{a}""#)).collect();
+            w.limit(&allow(&format!(r#""s3:CreateBucket","s3:DeleteBucket"{actions}"#)), None);
+            create().await.ok();
+            w.req("DELETE", "/bucket").by("AK3").send().await.ok();
+        }
+        w.limit(&allow(r#""s3:CreateBucket""#), None);
+        let plain = w.req("PUT", "/bucket").by("AK3").header("x-amz-acl", "private");
+        plain.header("x-amz-object-ownership", "ObjectWriter").send().await.ok();
+    });
+}
+
+#[test]
+fn tags_count_in_all_policies() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/bucket", "").await.ok();
+        for (key, tag) in [("open", "class=open"), ("secret", "class=secret")] {
+            w.req("PUT", &format!("/bucket/{key}")).header("x-amz-tagging", tag).body("x").send().await.ok();
+        }
+        let get = |key: &str| w.req("GET", &format!("/bucket/{key}")).by("AK3").send();
+        let secret = r#""StringEquals":{"s3:ExistingObjectTag/class":"secret"}"#;
+        let open = r#""StringEquals":{"s3:ExistingObjectTag/class":"open"}"#;
+        let everything = allow(r#""s3:*""#);
+        let allow_open =
+            format!(r#"{{"Effect":"Allow","Action":"s3:GetObject","Resource":"*","Condition":{{{open}}}}}"#);
+        for (policy, boundary) in [
+            (all_but("s3:GetObject", secret), None),
+            (allow_open.clone(), None),
+            (everything.clone(), Some(all_but("s3:GetObject", secret))),
+            (everything, Some(allow_open)),
+        ] {
+            w.limit(&policy, boundary.as_deref());
+            get("open").await.ok();
+            get("secret").await.is(403, "AccessDenied");
+        }
+    });
+}
+
+#[test]
+fn bodies_say_condition_keys_too() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.req("PUT", "/bucket").header("x-amz-bucket-object-lock-enabled", "true").send().await.ok();
+        w.put("/bucket/k", "x").await.ok();
+        let put =
+            |what: &str, document: String| w.req("PUT", &format!("/bucket/k?{what}")).by("AK3").body(document).send();
+        let tags = |class: &str| {
+            put(
+                "tagging",
+                format!("<Tagging><TagSet><Tag><Key>class</Key><Value>{class}</Value></Tag></TagSet></Tagging>"),
+            )
+        };
+        let by_value = r#""StringEquals":{"s3:RequestObjectTag/class":"secret"}"#;
+        let by_key = r#""ForAnyValue:StringEquals":{"s3:RequestObjectTagKeys":"class"}"#;
+        w.limit(&all_but("s3:PutObjectTagging", by_value), None);
+        tags("open").await.ok();
+        tags("secret").await.is(403, "AccessDenied");
+        w.req("PUT", "/bucket/n")
+            .by("AK3")
+            .header("x-amz-tagging", "class=secret")
+            .send()
+            .await
+            .is(403, "AccessDenied");
+        w.limit(&all_but("s3:PutObjectTagging", by_key), None);
+        tags("open").await.is(403, "AccessDenied");
+        w.limit(
+            r#"{"Effect":"Allow","Action":"s3:PutObjectTagging","Resource":"*","Condition":{"StringEquals":{"s3:RequestObjectTag/class":"open"}}}"#,
+            None,
+        );
+        tags("open").await.ok();
+        tags("secret").await.is(403, "AccessDenied");
+        assert_eq!(w.get("/bucket/k?tagging").await.ok().one("Value"), "open");
+        // What waits for its body is judged all the same.
+        w.limit(&format!("{},{}", allow(r#""s3:GetObject""#), deny("s3:PutObjectTagging", by_value)), None);
+        tags("open").await.is(403, "AccessDenied");
+        w.req("PUT", "/bucket/k?tagging").by("AK3").body("<").send().await.is(400, "MalformedXML");
+        let bucket_policy = format!(
+            r#"{{"Version":"2012-10-17","Statement":[{{"Effect":"Deny","Principal":"*","Action":"s3:PutObjectTagging","Resource":"arn:aws:s3:::bucket/*","Condition":{{{by_value}}}}}]}}"#
+        );
+        w.put("/bucket?policy", bucket_policy).await.ok();
+        w.limit(&allow(r#""s3:*""#), None);
+        tags("secret").await.is(403, "AccessDenied");
+        tags("open").await.ok();
+        w.req("DELETE", "/bucket?policy").send().await.ok();
+
+        let retain = |mode: &str, days: u64| {
+            let until = time::OffsetDateTime::from(std::time::UNIX_EPOCH + crate::client::now());
+            let until = until + time::Duration::days(days as i64);
+            let until = until.format(&time::format_description::well_known::Rfc3339).unwrap();
+            put(
+                "retention",
+                format!("<Retention><Mode>{mode}</Mode><RetainUntilDate>{until}</RetainUntilDate></Retention>"),
+            )
+        };
+        let long = r#""NumericGreaterThan":{"s3:object-lock-remaining-retention-days":"10"}"#;
+        w.limit(&all_but("s3:PutObjectRetention", long), None);
+        retain("GOVERNANCE", 11).await.is(403, "AccessDenied");
+        retain("GOVERNANCE", 9).await.ok();
+        w.limit(&all_but("s3:PutObjectRetention", r#""StringEquals":{"s3:object-lock-mode":"COMPLIANCE"}"#), None);
+        retain("COMPLIANCE", 20).await.is(403, "AccessDenied");
+        retain("GOVERNANCE", 20).await.ok();
+        let hold = |status: &str| put("legal-hold", format!("<LegalHold><Status>{status}</Status></LegalHold>"));
+        w.limit(&all_but("s3:PutObjectLegalHold", r#""StringEquals":{"s3:object-lock-legal-hold":"OFF"}"#), None);
+        hold("ON").await.ok();
+        hold("OFF").await.is(403, "AccessDenied");
+
+        let place =
+            "<CreateBucketConfiguration><LocationConstraint>us-east-1</LocationConstraint></CreateBucketConfiguration>";
+        let create = |document: &'static str| w.req("PUT", "/placed").by("AK3").body(document).send();
+        w.limit(&all_but("s3:CreateBucket", r#""StringNotEquals":{"s3:LocationConstraint":"us-east-1"}"#), None);
+        create("").await.is(403, "AccessDenied");
+        create(place).await.ok();
+        w.req("DELETE", "/placed").send().await.ok();
+        w.limit(&all_but("s3:CreateBucket", r#""StringEquals":{"s3:LocationConstraint":"us-east-1"}"#), None);
+        create(place).await.is(403, "AccessDenied");
+        create("").await.ok();
+    });
+}
+
+#[test]
+fn requests_have_a_region_and_an_age() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/bucket", "").await.ok();
+        let get = || w.req("GET", "/bucket").by("AK3");
+        w.limit(&all_but("*", r#""StringNotEquals":{"aws:RequestedRegion":"us-east-1"}"#), None);
+        get().send().await.ok();
+        w.limit(&all_but("*", r#""StringNotEquals":{"aws:RequestedRegion":"eu-west-1"}"#), None);
+        get().send().await.is(403, "AccessDenied");
+        w.limit(&all_but("*", r#""NumericGreaterThan":{"s3:signatureAge":"100000"}"#), None);
+        get().send().await.ok();
+        get().header("test-age", "200").send().await.is(403, "AccessDenied");
+        let presigned = || get().mode(crate::client::Mode::Presigned(600));
+        presigned().send().await.ok();
+        presigned().header("test-age", "200").send().await.is(403, "AccessDenied");
+        assert_eq!(w.get("/bucket?acl").await.ok().all("ID"), [ACCOUNT, ACCOUNT]);
+    });
+}
