@@ -180,7 +180,7 @@ fn check_headers(method: &Method, headers: &HeaderMap) -> Result<()> {
                 format!("{name} header is not supported for this operation."),
             ));
         }
-        let refused = rest == "write-offset-bytes";
+        let refused = matches!(rest, "write-offset-bytes" | "server-side-encryption-context");
         if refused && header(headers, name).is_none_or(|v| !v.is_empty() && !v.eq_ignore_ascii_case("false")) {
             return Err(Error::new(Kind::NotImplemented, format!("The header {name} is not supported.")));
         }

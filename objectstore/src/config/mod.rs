@@ -53,10 +53,12 @@ pub enum Doc {
     PolicyBindsRoot = 47,
     Replication = 48,
     Inventory = 49,
+    /// Empty: the bucket's default encryption says BucketKeyEnabled.
+    BucketKey = 50,
 }
 
 /// The first and the last tag.
-const TAGS: std::ops::RangeInclusive<u8> = 32..=49;
+const TAGS: std::ops::RangeInclusive<u8> = 32..=50;
 
 /// A bucket's sub-documents as stored. Clones share them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! Server-side encryption: what requests ask for (SSE-S3, SSE-KMS, SSE-C), objects' keys, and a bucket's default.
 
+use bytes::Bytes;
 use karri_bulk::BulkStore;
 use s3s::dto::{
     DeleteBucketEncryptionInput, DeleteBucketEncryptionOutput, GetBucketEncryptionInput, GetBucketEncryptionOutput,
@@ -7,6 +8,7 @@ use s3s::dto::{
     ServerSideEncryptionConfiguration, ServerSideEncryptionRule,
 };
 
+use crate::config::Doc;
 use crate::core::{Access, Caller, Core, CoreRef};
 use crate::crypt::Secret;
 use crate::digest;
@@ -231,8 +233,10 @@ pub async fn put_bucket_encryption<B: BulkStore>(
     let default = rule.apply_server_side_encryption_by_default.as_ref().ok_or(Kind::MalformedXml)?;
     let encryption = holder(Some(default.sse_algorithm.as_str()), default.kms_master_key_id.as_deref())?;
     let owner = input.expected_bucket_owner.as_deref();
+    let bucket_key = rule.bucket_key_enabled.unwrap_or(false).then(Bytes::new);
     core.change_bucket(caller, &input.bucket, owner, |bucket| {
         bucket.encryption = Some(encryption.clone());
+        bucket.documents.set(Doc::BucketKey, bucket_key.clone());
         Ok(())
     })
     .await?;
@@ -258,7 +262,7 @@ pub async fn get_bucket_encryption<B: BulkStore>(
     };
     let rule = ServerSideEncryptionRule {
         apply_server_side_encryption_by_default: Some(default),
-        bucket_key_enabled: Some(false),
+        bucket_key_enabled: Some(bucket.value.documents.has(Doc::BucketKey)),
     };
     Ok(GetBucketEncryptionOutput {
         server_side_encryption_configuration: Some(ServerSideEncryptionConfiguration { rules: vec![rule] }),
@@ -274,6 +278,7 @@ pub async fn delete_bucket_encryption<B: BulkStore>(
     let owner = input.expected_bucket_owner.as_deref();
     core.change_bucket(caller, &input.bucket, owner, |bucket| {
         bucket.encryption = None;
+        bucket.documents.set(Doc::BucketKey, None);
         Ok(())
     })
     .await?;

@@ -144,3 +144,30 @@ fn parts_and_a_bucket_s_default() {
         assert_eq!(w.put("/bucket/k", "x").await.ok().header("x-amz-server-side-encryption"), "");
     });
 }
+
+#[test]
+fn bucket_keys_are_remembered() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/bucket", "").await.ok();
+        let put = |key: &str| {
+            let kind = "<ApplyServerSideEncryptionByDefault><SSEAlgorithm>aws:kms</SSEAlgorithm></ApplyServerSideEncryptionByDefault>";
+            let rule = format!("<Rule>{kind}{key}</Rule>");
+            w.put(
+                "/bucket?encryption",
+                format!("<ServerSideEncryptionConfiguration>{rule}</ServerSideEncryptionConfiguration>"),
+            )
+        };
+        let shown = async || w.get("/bucket?encryption").await.ok().one("BucketKeyEnabled");
+        put("<BucketKeyEnabled>true</BucketKeyEnabled>").await.ok();
+        assert_eq!(shown().await, "true");
+        put("").await.ok();
+        assert_eq!(shown().await, "false");
+        put("<BucketKeyEnabled>true</BucketKeyEnabled>").await.ok();
+        w.req("DELETE", "/bucket?encryption").send().await.ok();
+        put("<BucketKeyEnabled>false</BucketKeyEnabled>").await.ok();
+        assert_eq!(shown().await, "false");
+        let context = w.req("PUT", "/bucket/k").header("x-amz-server-side-encryption-context", "e30=");
+        context.send().await.is(501, "NotImplemented");
+    });
+}
