@@ -3,7 +3,7 @@
 //!
 //! ```toml
 //! log_seconds = 300
-//! audit_log = "/var/log/karri-s3.log"     # a line for each request; none where it is not said
+//! audit_log = "/var/log/karri-s3.log"     # a line for each request; "" for none
 //! slow_request_ms = 5000                 # a request that takes the server longer is logged; 0: none
 //! cache = "256M"                         # memory for data that is read again and again; "0": none
 //! scrub_bytes_per_second = "16M"         # what the background scrub may read; "0": it does not run
@@ -61,7 +61,7 @@ pub struct Operator {
     pub log_roll: Option<Duration>,
     /// Where events may go.
     pub destinations: Destinations,
-    /// A line of JSON for each request goes here.
+    /// A line of JSON for each request goes here; empty: nowhere, which is where it goes unless a role has a place for it.
     pub audit_log: Option<PathBuf>,
     /// From when on a request is slow; zero: never.
     pub slow: Option<Duration>,
@@ -164,6 +164,17 @@ impl Operator {
     }
 }
 
+impl Operator {
+    /// Gives the audit log a place in a role's folder, where the operator said nothing of it.
+    pub fn audit_in(&mut self, folder: &Path) {
+        self.audit_log.get_or_insert_with(|| folder.join("audit.log"));
+    }
+    /// Where the audit log is; `None` where there is none.
+    pub fn audit_file(&self) -> Option<&Path> {
+        self.audit_log.as_deref().filter(|path| !path.as_os_str().is_empty())
+    }
+}
+
 fn check_name(name: &str) -> Result<(), String> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     if name.is_empty() || name.len() > 80 || !name.bytes().all(fits) {
@@ -258,6 +269,16 @@ mod tests {
         assert_eq!(operator.destinations.keys().collect::<Vec<_>>(), ["sns:h", "sqs:h"]);
         assert_eq!(operator.quotas["000000000001"], Quota { bytes: Some(10 << 30), objects: None });
         assert_eq!((operator.log_roll, operator.cache), (Some(Duration::from_secs(5)), Some(1 << 30)));
+        for (text, alone, in_a_role) in [
+            ("", None, Some("/s/audit.log")),
+            ("audit_log = \"\"", None, None),
+            ("audit_log = \"/l\"", Some("/l"), Some("/l")),
+        ] {
+            let mut operator = read(text).unwrap();
+            assert_eq!(operator.audit_file(), alone.map(Path::new));
+            operator.audit_in(Path::new("/s"));
+            assert_eq!(operator.audit_file(), in_a_role.map(Path::new));
+        }
         assert_eq!(operator.scrub, Pace { bytes_per_second: 1 << 20, ..Pace::default() });
         for (text, why) in [
             ("[[quota]]\naccount = \"1\"", "quota"),

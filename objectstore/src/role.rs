@@ -51,10 +51,12 @@ pub async fn start(
     if let Some(known) = recall(&meta, &master).await? {
         fill(&keys, &known);
     }
-    let operator = match &section.settings {
+    let mut operator = match &section.settings {
         Some(path) => Operator::read(path)?,
         None => Operator::default(),
     };
+    // As the cloud's own calls have one.
+    operator.audit_in(&config.role.state);
     let certificate = match (&section.tls_cert, &section.tls_key) {
         (Some(cert), Some(key)) => Some(Certificate::open(cert, key)?),
         (None, None) => None,

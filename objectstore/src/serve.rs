@@ -453,7 +453,7 @@ async fn keep(
         let store = LocalStore::open_or_format(disk, &path.display().to_string(), Options::default()).await?;
         let Settings { clock, region, metrics, master, operator, outbound } = settings;
         let shared = Shared::open(&meta, clock, region, metrics, master).await?;
-        if let Some(path) = &operator.audit_log {
+        if let Some(path) = operator.audit_file() {
             let audit = Audit::open(path, shared.metrics.clone())
                 .map_err(|e| StartError::Config { what: format!("audit_log {}: {e}", path.display()) })?;
             let _ = shared.audit.set(audit);
