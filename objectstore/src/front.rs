@@ -27,6 +27,7 @@ use send_wrapper::SendWrapper;
 use crate::api::{self, Peer, RequestId, Signer};
 use crate::config::cors;
 use crate::core::CoreRef;
+use crate::document::Promised;
 use crate::error::{Error, Kind, Result};
 use crate::form;
 use crate::guard::{self, Chunks, Framing};
@@ -86,6 +87,7 @@ impl<B: BulkStore> Front<B> {
         }
         let checked = guard::check(&head);
         let checked = checked.and_then(|framing| signed_at::check(&head.headers, self.core.now()).map(|()| framing));
+        let checked = checked.and_then(|framing| Ok((framing, Promised::of(&head, framing)?)));
         let mut response = match checked {
             _ if head.method == Method::OPTIONS => {
                 // Asked without what the request itself will be signed with.
@@ -102,22 +104,23 @@ impl<B: BulkStore> Front<B> {
                 head.extensions.insert(note.clone());
                 self.form(&head, body, &id).await.unwrap_or_else(refuse)
             }
-            Ok(framing) => {
+            Ok((framing, promised)) => {
                 signed_at::complete(&mut head.headers);
                 head.extensions.insert(note.clone());
                 head.extensions.insert(id.clone());
-                let body = if body.is_end_stream() {
-                    s3s::Body::empty()
-                } else {
-                    let metrics = self.core.shared.metrics.clone();
-                    s3s::Body::http_body_unsync(OnCore(SendWrapper::new(Guarded::new(
-                        body,
-                        framing,
-                        metrics,
-                        waited.clone(),
-                    ))))
+                let is_empty = body.is_end_stream();
+                let metrics = self.core.shared.metrics.clone();
+                let body = OnCore(SendWrapper::new(Guarded::new(body, framing, metrics, waited.clone())));
+                let body = match &promised {
+                    Some(promised) => s3s::Body::http_body_unsync(promised.watch(body)),
+                    None if is_empty => s3s::Body::empty(),
+                    None => s3s::Body::http_body_unsync(body),
                 };
-                self.serve(Request::from_parts(head, body), &id).await
+                let response = self.serve(Request::from_parts(head, body), &id).await;
+                match promised.is_some_and(|promised| promised.is_broken()) {
+                    true => refuse(Error::from(Kind::BadDigest)),
+                    false => response,
+                }
             }
         };
         // HeadObject of a range or part is 206 like its GET; s3s answers 200.

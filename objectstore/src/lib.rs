@@ -30,7 +30,8 @@
 //! | [`list`] | the walk behind LIST, pure |
 //! | [`record`], [`keys`] | the records and where they live |
 //! | [`crypt`], [`vault`] | encryption of stored data, and the keys that it takes |
-//! | [`digest`], [`token`], [`xml`] | checksums, continuation tokens, documents |
+//! | [`digest`], [`document`] | checksums; those of XML bodies |
+//! | [`token`], [`xml`] | continuation tokens, documents |
 //! | [`accesslog`], [`witness`], [`delivery`] | server access logs: lines, where they come from, where they go |
 //! | [`notify`], [`courier`] | events: told in the commits that make them happen, delivered |
 //! | [`replicate`] | replication: queued in the commits that change objects, carried to buckets here and elsewhere |
@@ -61,6 +62,7 @@ pub mod courier;
 pub mod crypt;
 pub mod delivery;
 pub mod digest;
+pub mod document;
 pub mod error;
 pub mod form;
 pub mod front;

@@ -6,6 +6,7 @@ mod auth;
 mod buckets;
 mod client;
 mod crash;
+mod documents;
 mod encryption;
 mod events;
 mod inventory;
