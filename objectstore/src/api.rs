@@ -162,7 +162,10 @@ pub fn sign_in(keys: &KeyRing, key: &str, token: Option<&str>, now: UnixMicros) 
 pub fn headers_that_count(headers: &HeaderMap) -> HeaderMap {
     let counts = |name: &str| {
         name.starts_with("x-amz-")
-            || matches!(name, "authorization" | "user-agent" | "referer" | "if-match" | "if-none-match")
+            || matches!(
+                name,
+                "authorization" | "user-agent" | "referer" | "if-match" | "if-none-match" | "content-length"
+            )
     };
     headers.iter().filter(|(name, _)| counts(name.as_str())).map(|(n, v)| (n.clone(), v.clone())).collect()
 }

@@ -185,7 +185,7 @@ impl Meter {
         self.lock().total
     }
     /// What may be in it when all that is under way has happened.
-    fn expected(&self) -> Amount {
+    pub fn expected(&self) -> Amount {
         let inner = self.lock();
         inner.total + inner.pending
     }
@@ -442,7 +442,8 @@ impl<B: BulkStore> Core<B> {
         Ok(())
     }
 
-    async fn account_usage(&self, account: &str, what: fn(&Meter) -> Amount) -> Result<Amount> {
+    /// What is in all of an account's buckets together.
+    pub async fn account_usage(&self, account: &str, what: fn(&Meter) -> Amount) -> Result<Amount> {
         let (known, ticket) = {
             let books = self.shared.usages.lock();
             (books.accounts.get(account).cloned(), books.changes)

@@ -9,6 +9,7 @@ use time::format_description::well_known::{Iso8601, Rfc3339};
 use crate::access::Facts;
 use crate::record::Object;
 use crate::signed_at;
+use crate::usage::Amount;
 
 /// Query parameters that are condition keys by their own names.
 const PARAMETERS: [&str; 3] = ["prefix", "delimiter", "max-keys"];
@@ -19,6 +20,8 @@ pub const LOCATION: &str = "s3:LocationConstraint";
 pub const LEGAL_HOLD: &str = "s3:object-lock-legal-hold";
 /// Tags of an object that is there.
 pub const EXISTING_TAG: &str = "s3:ExistingObjectTag/";
+/// What is in an upload's bucket, and in its account, with it.
+pub const USAGE: &str = "karri:";
 const LOCK_MODE: &str = "s3:object-lock-mode";
 const LOCK_UNTIL: &str = "s3:object-lock-retain-until-date";
 const LOCK_DAYS: &str = "s3:object-lock-remaining-retention-days";
@@ -98,6 +101,20 @@ pub fn request_tags(context: &mut Context, tags: impl IntoIterator<Item = (Strin
         context.add("s3:RequestObjectTagKeys", key.clone());
         context.text(&format!("s3:RequestObjectTag/{key}"), value);
     }
+}
+
+/// `karri:BucketBytes`, `karri:BucketObjects`, `karri:AccountBytes` and `karri:AccountObjects`: how much there would be.
+pub fn usage(context: &mut Context, bucket: Amount, account: Amount) {
+    for (name, amount) in [("Bucket", bucket), ("Account", account)] {
+        context.number(&format!("{USAGE}{name}Bytes"), amount.bytes);
+        context.number(&format!("{USAGE}{name}Objects"), amount.objects);
+    }
+}
+
+/// The length of the body that a request announces.
+pub fn length(headers: &HeaderMap) -> Option<u64> {
+    let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse().ok();
+    number("x-amz-decoded-content-length").or_else(|| number("content-length"))
 }
 
 /// `s3:object-lock-...` of the retention that a request gives.

@@ -45,6 +45,7 @@ use crate::error::{Error, Kind, Result};
 use crate::keys::DataId;
 use crate::record::Object;
 use crate::replicate::{self, REPLICA};
+use crate::usage::{Amount, Meter};
 use crate::versions::Which;
 use acl::{Acl, Owners, Permission};
 use actions::{Ask, GET_OBJECT, LIST_BUCKET, Level, REPLICATE_OBJECT};
@@ -302,16 +303,23 @@ impl<B: BulkStore> Core<B> {
             (_, None) => return Err(Kind::InvalidRequest.into()),
             (_, Some(name)) => {
                 let known = self.known(name).await?;
+                let counted;
+                let judge = if ask.action == "s3:PutObject" && judge.asks(Some(&known), context::USAGE) {
+                    counted = judge.with(self.counted(&judge, &known).await?);
+                    &counted
+                } else {
+                    &judge
+                };
                 leave.awaits_body = judge.waits(Some(&known));
                 if !leave.awaits_body {
-                    leave.may_list = self.judge_one(&judge, &facts, &known, name, ask).await?;
+                    leave.may_list = self.judge_one(judge, &facts, &known, name, ask).await?;
                 }
                 leave.charged = judge.pays(&known)?;
                 leave.by_acl = judge.by_acl.get();
                 if matches!(facts.operation, "PutObject" | "CreateMultipartUpload" | "DeleteObject")
                     && let Some(id) = facts.headers.get(REPLICA)
                 {
-                    self.judge_one(&judge, &facts, &known, name, REPLICATE_OBJECT).await?;
+                    self.judge_one(judge, &facts, &known, name, REPLICATE_OBJECT).await?;
                     let id = id.to_str().ok().and_then(DataId::from_hex);
                     leave.replica =
                         Some(id.filter(|id| replicate::is_plausible(*id, self.now())).ok_or_else(|| {
@@ -320,7 +328,7 @@ impl<B: BulkStore> Core<B> {
                 }
                 if leave.replica.is_none() {
                     for beside in actions::besides(facts.operation, &facts.headers) {
-                        judge_beside(&judge, &facts, &known, name, beside)?;
+                        judge_beside(judge, &facts, &known, name, beside)?;
                     }
                 }
                 if ask.action == "s3:PutObject" {
@@ -373,6 +381,25 @@ impl<B: BulkStore> Core<B> {
             Level::Service => self.judge_service(&judge, facts, ask, Some(bucket)),
             _ => self.judge_one(&judge, facts, &*self.known(bucket).await?, bucket, ask).await.map(drop),
         }
+    }
+
+    /// A request's condition keys with how much its bucket and its account would have after it, as far as its head says.
+    async fn counted(&self, judge: &Judge<'_>, known: &Known) -> Result<Context> {
+        let bucket = known.bucket();
+        let facts = judge.facts;
+        let whole = matches!(facts.operation, "PutObject" | "CopyObject" | "PostObject" | "CompleteMultipartUpload");
+        let carries = matches!(facts.operation, "PutObject" | "PostObject" | "UploadPart");
+        let length = if carries { context::length(&facts.headers).unwrap_or(0) } else { 0 };
+        let more = Amount { objects: i64::from(whole), bytes: i64::try_from(length).unwrap_or(i64::MAX) };
+        let more = match facts.key.as_deref().filter(|_| whole) {
+            Some(key) => more - self.replaced(bucket, key).await?,
+            None => more,
+        };
+        let in_bucket = self.meter(bucket.id).await?.expected() + more;
+        let in_account = self.account_usage(&bucket.owner, Meter::expected).await? + more;
+        let mut context = judge.context().clone();
+        context::usage(&mut context, in_bucket, in_account);
+        Ok(context)
     }
 
     fn judge<'f>(&'f self, facts: &'f Facts) -> Judge<'f> {

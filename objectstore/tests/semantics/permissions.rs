@@ -293,3 +293,40 @@ fn requests_have_a_region_and_an_age() {
         assert_eq!(w.get("/bucket?acl").await.ok().all("ID"), [ACCOUNT, ACCOUNT]);
     });
 }
+
+#[test]
+fn usage_is_a_condition() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/bucket", "").await.ok();
+        w.put("/other", "").await.ok();
+        let put = |key: &str, len: usize| w.req("PUT", &format!("/bucket/{key}")).by("AK3").body(vec![1; len]).send();
+        let above =
+            |key: &str, n: u32| all_but("s3:PutObject", &format!(r#""NumericGreaterThan":{{"karri:{key}":"{n}"}}"#));
+        w.limit(&above("BucketBytes", 100), None);
+        put("a", 101).await.is(403, "AccessDenied");
+        put("a", 100).await.ok();
+        put("b", 1).await.is(403, "AccessDenied");
+        // What it replaces is given back.
+        put("a", 90).await.ok();
+        put("b", 10).await.ok();
+        let id = w.req("POST", "/bucket/m?uploads").by("AK3").send().await.ok().one("UploadId");
+        let part = w.req("PUT", &format!("/bucket/m?partNumber=1&uploadId={id}")).by("AK3").body("part");
+        part.send().await.is(403, "AccessDenied");
+        w.limit(&above("BucketObjects", 2), None);
+        put("c", 0).await.is(403, "AccessDenied");
+        put("b", 1_000).await.ok();
+        w.put("/other/x", vec![1; 1_000]).await.ok();
+        w.limit(&above("AccountBytes", 2_100), None);
+        put("c", 11).await.is(403, "AccessDenied");
+        put("c", 10).await.ok();
+        w.limit(&above("AccountObjects", 4), None);
+        put("d", 0).await.is(403, "AccessDenied");
+        put("c", 0).await.ok();
+        // A bucket's policy binds strangers, too; other operations have no such keys.
+        let deny = r#"{"Effect":"Deny","Principal":"*","Action":"s3:*","Resource":"arn:aws:s3:::bucket/*","Condition":{"NumericGreaterThan":{"karri:BucketBytes":"0"}}}"#;
+        w.put("/bucket?policy", format!(r#"{{"Version":"2012-10-17","Statement":[{deny}]}}"#)).await.ok();
+        w.put("/bucket/e", "x").await.is(403, "AccessDenied");
+        w.get("/bucket/a").await.ok();
+    });
+}
