@@ -21,8 +21,10 @@ use send_wrapper::SendWrapper;
 use crate::access::Facts;
 use crate::core::{Caller, CoreRef};
 use crate::error::{Error, Kind, Result};
+use crate::guard;
 use crate::note::Note;
 use crate::ops;
+use crate::place::{Hosts, Place};
 use crate::route::Routes;
 
 /// A core's S3 service.
@@ -31,6 +33,7 @@ pub fn service<B: BulkStore>(core: &CoreRef<B>, keys: &KeyRing) -> S3Service {
     builder.set_auth(Ring(keys.clone()));
     builder.set_access(Doorman { core: SendWrapper::new(core.clone()), keys: keys.clone() });
     builder.set_route(Routes::new(core, keys));
+    builder.set_host(Hosts(core.shared.clone()));
     let mut config = s3s::config::S3Config::default();
     // POST forms become PUTs before they get here; this is the second lock on that door.
     config.post_object_max_file_size = 0;
@@ -93,6 +96,12 @@ impl<B: BulkStore> S3Access for Doorman<B> {
         let note = cx.extensions_mut().get::<Note>().cloned().unwrap_or_default();
         note.operation(name);
         let id = cx.extensions_mut().get::<RequestId>().cloned();
+        // What is decided for one place must not be done at another.
+        let place = cx.extensions_mut().get::<Place>().cloned();
+        if !place.is_some_and(|place| place.is(cx.s3_path())) {
+            let e = Error::new(Kind::InternalError, "The request's host and path are read in two ways.");
+            return Err(refuse(e, name, id));
+        }
         // What was signed before it came here is a form.
         let is_form = cx.extensions_mut().get::<Signer>().is_some();
         let judged = async {
@@ -102,6 +111,9 @@ impl<B: BulkStore> S3Access for Doorman<B> {
             let now = self.core.now();
             let who = signer(&self.keys, credentials.as_ref(), cx.extensions_mut(), &headers, &query, now)?;
             note.signed(who.as_ref());
+            if who.is_none() && matches!(name, "GetObject" | "HeadObject") {
+                guard::check_overrides(&query)?;
+            }
             let peer = cx.extensions_mut().get::<Peer>().copied().unwrap_or_default();
             let version = query.iter().find(|(n, _)| n == "versionId").map(|(_, v)| v.clone());
             self.core

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::header::{ACCESS_CONTROL_REQUEST_METHOD, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HOST, LOCATION, ORIGIN};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use karri_base::aws::keys::{Key, KeyRing};
@@ -34,11 +34,12 @@ use crate::guard::{self, Chunks, Framing};
 use crate::metrics::Metrics;
 use crate::note::Note;
 use crate::ops::list_objects::Rendered;
+use crate::place::{Domains, Place};
 use crate::sig_v2;
 use crate::signed_at;
 use crate::witness::Witness;
 use crate::xml::Out;
-use crate::{audit, site, slow};
+use crate::{audit, slow};
 
 /// A body that brings nothing for so long is given up.
 pub const STALL: Duration = Duration::from_secs(60);
@@ -72,16 +73,15 @@ impl<B: BulkStore> Front<B> {
         let id = RequestId::new();
         let note = Note::default();
         let (mut head, body) = request.into_parts();
-        if head.version == Version::HTTP_2 {
-            settle(&mut head);
-        }
+        settle(&mut head);
+        let place = Place::of(Domains::of(&self.core.shared), &head);
+        head.extensions.insert(place.clone());
         let head_only = head.method == Method::HEAD;
         let (uri, waited) = (head.uri.clone(), Rc::new(Cell::new(Duration::ZERO)));
         let source = head.extensions.get::<Peer>().and_then(|peer| peer.source);
-        let origin = Origin::of(&head);
-        let site = site::bucket_of_host(&head.headers);
-        let witness = Witness::of(&self.core.shared, &head, site.as_deref(), &id, began);
-        if let Some(signed) = sig_v2::as_signed(&head, &self.keys) {
+        let origin = Origin::of(&head, &place);
+        let witness = Witness::of(&self.core.shared, &head, &place, &id, began);
+        if let Some(signed) = sig_v2::as_signed(&head, &place, &self.keys) {
             head.uri = signed.uri;
             head.headers.extend(signed.headers);
         }
@@ -92,17 +92,17 @@ impl<B: BulkStore> Front<B> {
             _ if head.method == Method::OPTIONS => {
                 // Asked without what the request itself will be signed with.
                 note.operation("Preflight");
-                self.preflight(&head).await.unwrap_or_else(refuse)
+                self.preflight(&head, &place).await.unwrap_or_else(refuse)
             }
-            _ if site.is_some() => {
+            _ if place.website().is_some() => {
                 note.operation("Website");
-                self.visit(&head, &site.unwrap_or_default(), &id).await
+                self.visit(&head, &place, &id).await
             }
             Err(e) => refuse(e),
             Ok(_) if guard::is_form_upload(&head) => {
                 note.operation("PostObject");
                 head.extensions.insert(note.clone());
-                self.form(&head, body, &id).await.unwrap_or_else(refuse)
+                self.form(&head, &place, body, &id).await.unwrap_or_else(refuse)
             }
             Ok((framing, promised)) => {
                 signed_at::complete(&mut head.headers);
@@ -150,18 +150,17 @@ impl<B: BulkStore> Front<B> {
         let took = now().saturating_sub(began);
         self.core.shared.metrics.answered(operation, response.status().as_u16(), took);
         if let Some(audit) = self.core.shared.audit.get() {
-            audit.record(&call(&self.core, &id, &note, &uri, source, took, &response));
+            audit.record(&call(&self.core, &id, &note, &place, source, took, &response));
         }
         let threshold = self.core.shared.operator.get().and_then(|o| o.slow).unwrap_or(slow::THRESHOLD);
         if took >= threshold {
-            let (bucket, key) = uri.path().trim_start_matches('/').split_once('/').unwrap_or((uri.path(), ""));
             let slow = slow::Request {
                 id: id.as_str(),
                 operation,
                 status: response.status().as_u16(),
                 account: note.sender().map_or("", |key| key.account.as_str()),
-                bucket,
-                key,
+                bucket: place.bucket().unwrap_or_default(),
+                key: place.sent_key(uri.path()),
                 source: source.map_or_else(String::new, |ip| ip.to_string()),
                 took,
                 waited: waited.get(),
@@ -200,15 +199,12 @@ impl<B: BulkStore> Front<B> {
     }
 
     /// A browser's form: what it asks for is carried out as a PUT.
-    async fn form<R>(&self, head: &Parts, body: R, id: &RequestId) -> Result<Response<s3s::Body>>
+    async fn form<R>(&self, head: &Parts, place: &Place, body: R, id: &RequestId) -> Result<Response<s3s::Body>>
     where
         R: Body<Data = Bytes> + Unpin + 'static,
         R::Error: Into<StdError>,
     {
-        let bucket = match bucket_of(head.uri.path()) {
-            Some(bucket) if head.uri.path().trim_matches('/').split('/').count() == 1 => bucket,
-            _ => return Err(Kind::MethodNotAllowed.into()),
-        };
+        let bucket = place.bucket().filter(|_| place.key().is_none()).ok_or(Kind::MethodNotAllowed)?;
         let kind = head.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let boundary = form::boundary(kind)?;
         let mut body = OnCore(SendWrapper::new(Guarded::new(
@@ -231,14 +227,16 @@ impl<B: BulkStore> Front<B> {
                 Some(Ok(frame)) => held.extend_from_slice(&frame.into_data().unwrap_or_default()),
             }
         };
-        let upload = form::upload(&fields, &bucket, &self.keys, self.core.now())?;
+        let upload = form::upload(&fields, bucket, &self.keys, self.core.now())?;
         let file = form::File::new(body, held.split_off(at).freeze(), &boundary, upload.length);
-        let place = format!("/{bucket}/{}", uri_encode(upload.key.as_bytes(), true));
-        let put = Request::builder().method(Method::PUT).uri(&place).body(s3s::Body::http_body_unsync(file));
+        let key = uri_encode(upload.key.as_bytes(), true);
+        let put = Request::builder().method(Method::PUT).uri(format!("/{bucket}/{key}"));
+        let put = put.body(s3s::Body::http_body_unsync(file));
         let mut put = put.map_err(|_| Error::new(Kind::InvalidArgument, "The form's key makes no URI."))?;
+        // In path style: the host, which may be the bucket's, does not come along.
         *put.headers_mut() = upload.headers;
-        let host = head.headers.get(HOST).cloned();
-        put.headers_mut().extend(host.clone().map(|host| (HOST, host)));
+        put.headers_mut().remove(HOST);
+        put.extensions_mut().insert(Place::object(bucket, &upload.key));
         if let Some(peer) = head.extensions.get::<Peer>() {
             put.extensions_mut().insert(*peer);
         }
@@ -255,9 +253,12 @@ impl<B: BulkStore> Front<B> {
         }
         let etag = done.headers_mut().remove(ETAG);
         let tag = etag.as_ref().and_then(|v| v.to_str().ok()).unwrap_or_default();
-        let host = host.as_ref().and_then(|v| v.to_str().ok()).unwrap_or("localhost");
+        let host = head.headers.get(HOST).and_then(|v| v.to_str().ok()).unwrap_or("localhost");
         let scheme = if head.extensions.get::<Peer>().is_some_and(|peer| peer.secure) { "https" } else { "http" };
-        let location = format!("{scheme}://{host}{place}");
+        let location = match place.bucket_of_host() {
+            Some(_) => format!("{scheme}://{host}/{key}"),
+            None => format!("{scheme}://{host}/{bucket}/{key}"),
+        };
         let mut response = Response::new(s3s::Body::empty());
         *response.headers_mut() = std::mem::take(done.headers_mut());
         response.headers_mut().remove(CONTENT_LENGTH);
@@ -265,7 +266,7 @@ impl<B: BulkStore> Front<B> {
         let redirect = upload.redirect.and_then(|to| {
             let encode = |text: &str| uri_encode(text.as_bytes(), false);
             let mark = if to.contains('?') { '&' } else { '?' };
-            let query = format!("bucket={}&key={}&etag={}", encode(&bucket), encode(&upload.key), encode(tag));
+            let query = format!("bucket={}&key={}&etag={}", encode(bucket), encode(&upload.key), encode(tag));
             HeaderValue::from_str(&format!("{to}{mark}{query}")).ok()
         });
         if let Some(to) = redirect {
@@ -276,7 +277,7 @@ impl<B: BulkStore> Front<B> {
             if upload.status == 201 {
                 let text = Out::bare("PostResponse", |out| {
                     out.text("Location", &location);
-                    out.text("Bucket", &bucket);
+                    out.text("Bucket", bucket);
                     out.text("Key", &upload.key);
                     out.text("ETag", tag);
                 });
@@ -297,28 +298,22 @@ struct Origin {
 }
 
 impl Origin {
-    fn of(head: &Parts) -> Option<Self> {
+    fn of(head: &Parts, place: &Place) -> Option<Self> {
         if head.method == Method::OPTIONS || !head.headers.contains_key(ORIGIN) {
             return None;
         }
         let names = [ORIGIN, ACCESS_CONTROL_REQUEST_METHOD];
         let headers = names.into_iter().filter_map(|n| Some((n.clone(), head.headers.get(n)?.clone()))).collect();
-        Some(Self { method: head.method.clone(), bucket: bucket_of(head.uri.path())?, headers })
+        Some(Self { method: head.method.clone(), bucket: place.bucket()?.to_owned(), headers })
     }
-}
-
-/// The bucket in a path.
-fn bucket_of(path: &str) -> Option<String> {
-    let bucket = path.strip_prefix('/')?.split('/').next().filter(|b| !b.is_empty())?;
-    Some(percent_encoding::percent_decode_str(bucket).decode_utf8().ok()?.into_owned())
 }
 
 impl<B: BulkStore> Front<B> {
     /// Answers a browser that asks before it sends.
-    async fn preflight(&self, head: &Parts) -> Result<Response<s3s::Body>> {
+    async fn preflight(&self, head: &Parts, place: &Place) -> Result<Response<s3s::Body>> {
         // What is wrong with the request itself comes first: no bucket is looked for.
-        let known = match bucket_of(head.uri.path()) {
-            Some(bucket) => self.core.known(&bucket).await.ok(),
+        let known = match place.bucket() {
+            Some(bucket) => self.core.known(bucket).await.ok(),
             None => None,
         };
         let headers = cors::preflight(known.as_ref().map(|k| &k.settings.cors[..]), &head.headers)?;
@@ -386,7 +381,7 @@ fn call<B: BulkStore>(
     core: &CoreRef<B>,
     id: &RequestId,
     note: &Note,
-    uri: &Uri,
+    place: &Place,
     source: Option<std::net::IpAddr>,
     took: Duration,
     response: &Response<s3s::Body>,
@@ -405,7 +400,7 @@ fn call<B: BulkStore>(
         None if note.sender().is_some() && status == StatusCode::FORBIDDEN => "deny",
         None => "none",
     };
-    let path = percent_encoding::percent_decode_str(uri.path().trim_start_matches('/')).decode_utf8_lossy();
+    let resource = place.resource();
     let sender = note.sender();
     let text = |of: fn(&Key) -> &str| sender.map_or(String::new(), |key| of(key).to_owned());
     let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
@@ -417,20 +412,22 @@ fn call<B: BulkStore>(
         principal: text(|key| &key.arn),
         key: text(|key| &key.access_key_id),
         action: note.named().unwrap_or("Refused"),
-        resources: if path.is_empty() { vec![] } else { vec![format!("arn:aws:s3:::{path}")] },
+        resources: if resource.is_empty() { vec![] } else { vec![format!("arn:aws:s3:::{resource}")] },
         decision,
         error,
         ms,
     }
 }
 
-/// A head of HTTP/2 as one of HTTP/1.1, which is what signatures are over: the authority is its host.
+/// A head of HTTP/2, or of a proxy's HTTP/1.1, as signatures are over it: the authority is its host. One that names two
+/// hosts has two from here on, which is refused ([`guard::check`]).
 fn settle(head: &mut Parts) {
-    if !head.headers.contains_key(HOST)
-        && let Some(authority) = head.uri.authority()
+    let Some(authority) = head.uri.authority() else { return };
+    let is_same = |host: &HeaderValue| host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes());
+    if !head.headers.get(HOST).is_some_and(is_same)
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
     {
-        head.headers.insert(HOST, host);
+        head.headers.append(HOST, host);
     }
     if let Some(path) = head.uri.path_and_query().cloned() {
         head.uri = Uri::from(path);

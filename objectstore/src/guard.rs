@@ -40,6 +40,12 @@ pub enum Framing {
 /// Checks a request's head.
 pub fn check(head: &Parts) -> Result<Framing> {
     let query = Query::of(head.uri.query().unwrap_or_default());
+    for name in [http::header::HOST, http::header::AUTHORIZATION] {
+        // Which of them counts is nobody's guess.
+        if head.headers.get_all(&name).iter().nth(1).is_some() {
+            return Err(Error::new(Kind::InvalidRequest, format!("The request has more than one header {name}.")));
+        }
+    }
     check_subresource(&query)?;
     check_headers(&head.method, &head.headers)?;
     check_version_2(&query, &head.headers)?;
@@ -184,6 +190,26 @@ fn check_headers(method: &Method, headers: &HeaderMap) -> Result<()> {
         if refused && header(headers, name).is_none_or(|v| !v.is_empty() && !v.eq_ignore_ascii_case("false")) {
             return Err(Error::new(Kind::NotImplemented, format!("The header {name} is not supported.")));
         }
+    }
+    Ok(())
+}
+
+/// Refuses what only a signed read may ask for: to choose headers of its answer. For anybody else's it would make links to
+/// a bucket's objects that show them as what they are not.
+pub fn check_overrides(query: &[(String, String)]) -> Result<()> {
+    const OVERRIDES: [&str; 6] = [
+        "response-cache-control",
+        "response-content-disposition",
+        "response-content-encoding",
+        "response-content-language",
+        "response-content-type",
+        "response-expires",
+    ];
+    if query.iter().any(|(name, _)| OVERRIDES.contains(&name.as_str())) {
+        return Err(Error::new(
+            Kind::InvalidRequest,
+            "Request specific response headers cannot be used for anonymous GET requests.",
+        ));
     }
     Ok(())
 }
@@ -427,6 +453,8 @@ mod tests {
         );
         refused("GET", "/b", &[("authorization", "AWS AK:sig")], None);
         refused("GET", "/b", &[("authorization", "Basic xyz")], Some(Kind::InvalidArgument));
+        refused("GET", "/b", &[("authorization", "AWS AK:sig"), ("authorization", "x")], Some(Kind::InvalidRequest));
+        refused("GET", "/b", &[("host", "h"), ("host", "g")], Some(Kind::InvalidRequest));
         refused("GET", "/b", &[("authorization", "AWS4-HMAC-SHA256 x")], Some(Kind::AuthorizationHeaderMalformed));
         refused("PUT", "/b?fancy", &[], Some(Kind::NotImplemented));
         refused("GET", "/b?prefix=&delimiter=/&location", &[], None);

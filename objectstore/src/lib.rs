@@ -10,6 +10,7 @@
 //! | [`form`] | browsers' POST forms |
 //! | [`site`] | buckets shown as websites |
 //! | [`front`] | one request, from its head to its answer |
+//! | [`place`] | which bucket and key a request is about, by its host and path |
 //! | [`sig_v2`] | what `s3s` leaves of Signature Version 2 |
 //! | [`note`] | what becomes known of a request on its way |
 //! | [`guard`] | what is checked before `s3s` sees a request |
@@ -80,6 +81,7 @@ pub mod notify;
 pub mod operator;
 pub mod ops;
 pub mod outbound;
+pub mod place;
 pub mod reclaim;
 pub mod record;
 pub mod replicate;

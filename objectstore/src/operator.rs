@@ -2,6 +2,8 @@
 //! written, where events may go.
 //!
 //! ```toml
+//! domains = ["s3.example.org"]           # BUCKET.s3.example.org is a bucket; localhost where it is not said
+//! website_domains = ["www.example.org"]  # a host that is, or is under, one of these is the website of the bucket of its name
 //! log_seconds = 300
 //! audit_log = "/var/log/karri-s3.log"     # a line for each request; "" for none
 //! slow_request_ms = 5000                 # a request that takes the server longer is logged; 0: none
@@ -48,6 +50,7 @@ use serde::Deserialize;
 use crate::config::simple::Quota;
 use crate::notify::{Destination, Destinations, Place};
 use crate::outbound::Endpoint;
+use crate::place::Domains;
 use crate::replicate::remote::Remote;
 use crate::scrub::Pace;
 use crate::serve::StartError;
@@ -55,6 +58,8 @@ use crate::serve::StartError;
 /// The operator's settings, read.
 #[derive(Debug, Clone, Default)]
 pub struct Operator {
+    /// Whose hosts are buckets.
+    pub domains: Domains,
     /// At most so much in all buckets of an account together.
     pub quotas: HashMap<String, Quota>,
     /// Lines of access logs wait so long for others at most.
@@ -77,6 +82,10 @@ pub struct Operator {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct File {
+    #[serde(default)]
+    domains: Vec<String>,
+    #[serde(default)]
+    website_domains: Vec<String>,
     log_seconds: Option<u64>,
     audit_log: Option<PathBuf>,
     slow_request_ms: Option<u64>,
@@ -154,6 +163,15 @@ impl Operator {
 }
 
 impl Operator {
+    /// Other names of the service than those of the file.
+    ///
+    /// # Errors
+    /// A name that is no domain.
+    pub fn set_domains(&mut self, names: &[String]) -> Result<(), StartError> {
+        self.domains = self.domains.with_service(names).map_err(|what| StartError::Config { what })?;
+        Ok(())
+    }
+
     fn add(&mut self, name: &str, place: Place, accounts: Vec<String>) -> Result<(), String> {
         check_name(name)?;
         let destination = Destination::new(name, place, accounts);
@@ -188,6 +206,7 @@ impl TryFrom<File> for Operator {
 
     fn try_from(file: File) -> Result<Self, String> {
         let mut this = Self {
+            domains: Domains::new(&file.domains, &file.website_domains)?,
             log_roll: file.log_seconds.map(Duration::from_secs),
             audit_log: file.audit_log,
             slow: file.slow_request_ms.map(Duration::from_millis),
@@ -262,10 +281,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().display();
         let text = format!(
-            "log_seconds = 5\ncache = \"1G\"\nscrub_bytes_per_second = \"1M\"\n[[webhook]]\nname = \"h\"\nurl = \"http://127.0.0.1:1/x\"\n[[queue]]\nname = \"h\"\nfolder = \"{folder}\"\n\
+            "domains = [\"s3.x.org\"]\nlog_seconds = 5\ncache = \"1G\"\nscrub_bytes_per_second = \"1M\"\n[[webhook]]\nname = \"h\"\nurl = \"http://127.0.0.1:1/x\"\n[[queue]]\nname = \"h\"\nfolder = \"{folder}\"\n\
              [[quota]]\naccount = \"000000000001\"\nmax_bytes = \"10G\"\n"
         );
         let operator = read(&text).unwrap();
+        assert_eq!(operator.domains, Domains::new(&["s3.x.org".into()], &[]).unwrap());
         assert_eq!(operator.destinations.keys().collect::<Vec<_>>(), ["sns:h", "sqs:h"]);
         assert_eq!(operator.quotas["000000000001"], Quota { bytes: Some(10 << 30), objects: None });
         assert_eq!((operator.log_roll, operator.cache), (Some(Duration::from_secs(5)), Some(1 << 30)));
@@ -289,6 +309,8 @@ mod tests {
             ("[[webhook]]\nname = \"a b\"\nurl = \"http://x/\"", "no name"),
             ("[[queue]]\nname = \"q\"\nfolder = \"/absent/folder\"", "no folder"),
             ("scrub_days = 0", "scrub_days"),
+            ("domains = [\"s3.x.org:80\"]", "no domain"),
+            ("website_domains = [\"a.localhost\"]", "is S3's"),
             ("cache = \"much\"", "cache"),
             ("scrub_bytes_per_second = \"fast\"", "scrub_bytes_per_second"),
             ("colour = 1", "colour"),

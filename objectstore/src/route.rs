@@ -8,7 +8,6 @@ use http::{Extensions, HeaderMap, Method, StatusCode, Uri};
 use karri_base::aws::keys::KeyRing;
 use karri_base::aws::sigv4::parse_query;
 use karri_bulk::BulkStore;
-use s3s::path::S3Path;
 use s3s::route::S3Route;
 use s3s::{Body, S3Request, S3Response, S3Result};
 use send_wrapper::SendWrapper;
@@ -21,6 +20,7 @@ use crate::core::{Caller, CoreRef};
 use crate::error::{Kind, Result};
 use crate::note::Note;
 use crate::ops;
+use crate::place::Place;
 
 /// The largest document: 1,000 lifecycle rules, each with some tags.
 const DOCUMENT_MAX: usize = 1 << 20;
@@ -128,19 +128,14 @@ struct Match {
     key: Option<String>,
 }
 
-fn find(method: &Method, uri: &Uri) -> Option<Match> {
-    let query = uri.query()?;
-    let path = percent_encoding::percent_decode_str(uri.path()).decode_utf8().ok()?;
-    let (bucket, key) = match s3s::path::parse_path_style(&path).ok()? {
-        S3Path::Root => {
-            let query = parse_query(query);
-            let row = ROOT_ROWS.iter().find(|row| query.iter().any(|(n, _)| n == row.name))?;
-            return Some(Match { operation: row.operation(method), bucket: String::new(), key: None });
-        }
-        S3Path::Bucket { bucket } => (bucket, None),
-        S3Path::Object { bucket, key } => (bucket, Some(key)),
+/// `s3s` has checked the place's names.
+fn find(method: &Method, uri: &Uri, place: &Place) -> Option<Match> {
+    let query = parse_query(uri.query()?);
+    let key = place.key();
+    let Some(bucket) = place.bucket() else {
+        let row = ROOT_ROWS.iter().find(|row| query.iter().any(|(n, _)| n == row.name))?;
+        return Some(Match { operation: row.operation(method), bucket: String::new(), key: None });
     };
-    let query = parse_query(query);
     if key.is_some() && ops::rename::is_meant(method, uri) {
         return Some(Match { operation: Some("RenameObject"), bucket: bucket.into(), key: key.map(Into::into) });
     }
@@ -168,7 +163,8 @@ impl<B: BulkStore> Routes<B> {
 #[async_trait::async_trait]
 impl<B: BulkStore> S3Route for Routes<B> {
     fn is_match(&self, method: &Method, uri: &Uri, _headers: &HeaderMap, extensions: &mut Extensions) -> bool {
-        let Some(found) = find(method, uri) else { return false };
+        let found = extensions.get::<Place>().and_then(|place| find(method, uri, place));
+        let Some(found) = found else { return false };
         if let Some(note) = extensions.get::<Note>() {
             note.operation(found.operation.unwrap_or("Other"));
         }
@@ -219,9 +215,16 @@ impl<B: BulkStore> Routes<B> {
         if let Some(note) = req.extensions.get::<Note>() {
             note.caller(&caller);
         }
+        let expected = req.headers.get("x-amz-expected-bucket-owner").and_then(|v| v.to_str().ok());
+        if let Some(expected) = expected.filter(|_| !found.bucket.is_empty())
+            && expected != self.core.known(&found.bucket).await?.bucket().owner
+        {
+            return Err(Kind::AccessDenied.into());
+        }
         if operation == "RenameObject" {
             // s3s does not know it.
-            let asked = ops::rename::Rename::parse(&req.uri, &req.headers)?;
+            let to = found.key.as_deref().unwrap_or_default();
+            let asked = ops::rename::Rename::parse(&found.bucket, to, &req.headers)?;
             for ask in [GET_OBJECT, DELETE_OBJECT] {
                 self.core.may(&caller, ask, &found.bucket, asked.from(), None).await?;
             }
@@ -238,12 +241,6 @@ impl<B: BulkStore> Routes<B> {
             headers: &req.headers,
             document: &document,
         };
-        let expected = req.headers.get("x-amz-expected-bucket-owner").and_then(|v| v.to_str().ok());
-        if let Some(expected) = expected.filter(|_| !found.bucket.is_empty())
-            && expected != self.core.known(&found.bucket).await?.bucket().owner
-        {
-            return Err(Kind::AccessDenied.into());
-        }
         let answer = ops::configure::call(operation, &asked).await?;
         let mut response = S3Response::with_status(Body::empty(), answer.status);
         if let Some((kind, text)) = answer.body {

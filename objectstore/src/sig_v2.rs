@@ -15,6 +15,8 @@ use karri_base::aws::sigv4::parse_query;
 use sha1::Sha1;
 use subtle::ConstantTimeEq;
 
+use crate::place::Place;
+
 /// Query parameters that are part of the resource, in `s3s` as here: boto's list.
 const SIGNED: &str = "accelerate acl analytics cors defaultObjectAcl delete inventory lifecycle location logging metrics \
     notification object-lock partNumber policy replication requestPayment response-cache-control \
@@ -62,9 +64,11 @@ pub struct Signed {
 }
 
 /// How a request was signed, where that is not how it came; `None` leaves it as it is, for `s3s` to check.
-pub fn as_signed(head: &Parts, keys: &KeyRing) -> Option<Signed> {
+pub fn as_signed(head: &Parts, place: &Place, keys: &KeyRing) -> Option<Signed> {
     let path = head.uri.path();
-    let is_bucket = path.len() >= 2 && !path[1..].contains('/');
+    // In a virtual host the path is `/`, and the bucket stands before it in the resource.
+    let before = place.bucket_of_host().map_or(String::new(), |bucket| format!("/{bucket}"));
+    let is_bucket = before.is_empty() && place.bucket().is_some_and(|bucket| path.strip_prefix('/') == Some(bucket));
     let raw = head.uri.query().unwrap_or_default();
     let authorization = head.headers.get("authorization").and_then(|v| v.to_str().ok());
     let of_header = authorization.and_then(|a| a.strip_prefix("AWS "));
@@ -95,7 +99,7 @@ pub fn as_signed(head: &Parts, keys: &KeyRing) -> Option<Signed> {
     let resources = [(is_bucket, slashed.as_str()), (!moved.is_empty(), path)];
     let secret = keys.secret(id)?;
     let resource = resources.into_iter().filter(|(fits, _)| *fits).map(|(_, resource)| resource).find(|resource| {
-        let Some(text) = text(resource) else { return false };
+        let Some(text) = text(&format!("{before}{resource}")) else { return false };
         let Ok(mut mac) = <Hmac<Sha1> as KeyInit>::new_from_slice(secret.as_bytes()) else { return false };
         mac.update(text.as_bytes());
         let expected = STANDARD.encode(mac.finalize().into_bytes());
@@ -156,6 +160,7 @@ mod tests {
     use karri_base::aws::keys::Key;
 
     use super::*;
+    use crate::place::Domains;
 
     #[test]
     fn buckets_with_a_slash() {
@@ -178,7 +183,7 @@ mod tests {
                 .header("x-amz-acl", " public-read")
                 .header("authorization", format!("AWS AK:{}", sign(text)));
             let head = request.body(()).unwrap().into_parts().0;
-            let signed = as_signed(&head, &ring);
+            let signed = as_signed(&head, &Place::of(&Domains::default(), &head), &ring);
             assert_eq!(signed.map(|s| s.uri.to_string()).as_deref(), want, "{uri}");
         };
         let text = |resource: &str| format!("PUT\n\n\nD\nx-amz-acl:public-read\n{resource}");
@@ -189,16 +194,21 @@ mod tests {
         check("/", &text("//"), None);
 
         // A presigned URL: headers that were signed stand in its query.
-        let check = |query: &str, text: &str, want: Option<&str>| {
+        let check_at = |host: &str, path: &str, query: &str, text: &str, want: Option<&str>| {
             let signature = sign(text).replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
-            let uri = format!("/b/k?AWSAccessKeyId=AK&Expires=9&{query}Signature={signature}");
-            let head = http::Request::builder().uri(uri).body(()).unwrap().into_parts().0;
+            let uri = format!("{path}?AWSAccessKeyId=AK&Expires=9&{query}Signature={signature}");
+            let head = http::Request::builder().uri(uri).header("host", host).body(()).unwrap().into_parts().0;
             let payer = |signed: &Signed| signed.headers["x-amz-request-payer"].to_str().unwrap().to_owned();
-            let signed = as_signed(&head, &ring);
+            let signed = as_signed(&head, &Place::of(&Domains::default(), &head), &ring);
             assert_eq!(signed.as_ref().map(payer).as_deref(), want, "{query}");
             if let Some(signed) = signed {
-                assert_eq!(signed.uri.path(), "/b/k");
+                assert_eq!(signed.uri.path(), path);
                 assert!(!signed.uri.query().unwrap().contains("payer"), "{}", signed.uri);
+            }
+        };
+        let check = |query: &str, text: &str, want: Option<&str>| {
+            for (host, path) in [("localhost:9000", "/b/k"), ("b.localhost:9000", "/k")] {
+                check_at(host, path, query, text, want);
             }
         };
         let text = "GET\n\n\n9\nx-amz-request-payer:requester\n/b/k";

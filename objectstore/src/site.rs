@@ -1,10 +1,10 @@
 //! Website hosting: buckets shown to browsers, by host name.
 //!
-//! A request whose host is `BUCKET.s3-website.REST` or `BUCKET.s3-website-REGION.REST` is a visitor's: a GET or HEAD by
-//! nobody, carried out as the S3 request of the same name, with folders' index documents, redirects, and error documents
+//! A request whose host is `BUCKET.s3-website.REST` or `BUCKET.s3-website-REGION.REST`, or the name of a bucket under a
+//! website domain of the operator's ([`crate::place`]), is a visitor's: a GET or HEAD by nobody, carried out as the S3 request of the same name, with folders' index documents, redirects, and error documents
 //! instead of XML. Who may read what is decided as always: a website's objects are public by policy or list.
 
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use karri_base::aws::sigv4::uri_encode;
@@ -14,23 +14,16 @@ use crate::api::{Peer, RequestId};
 use crate::config::website::{Elsewhere, Website};
 use crate::error::{Error, Kind};
 use crate::front::Front;
+use crate::place::Place;
 
-/// What makes a host a website's.
-const MARK: &str = ".s3-website";
 /// Request headers that a visitor may send on.
 const PASSED: [&str; 6] =
     ["range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "user-agent"];
 
-/// The bucket that a host shows.
-pub fn bucket_of_host(headers: &HeaderMap) -> Option<String> {
-    let host = headers.get(HOST)?.to_str().ok()?.to_ascii_lowercase();
-    let (bucket, rest) = host.split_once(MARK)?;
-    (!bucket.is_empty() && rest.starts_with(['.', '-'])).then(|| bucket.to_owned())
-}
-
 impl<B: BulkStore> Front<B> {
     /// Answers a visitor.
-    pub(crate) async fn visit(&self, head: &Parts, bucket: &str, id: &RequestId) -> Response<s3s::Body> {
+    pub(crate) async fn visit(&self, head: &Parts, place: &Place, id: &RequestId) -> Response<s3s::Body> {
+        let bucket = place.website().unwrap_or_default();
         if head.method != Method::GET && head.method != Method::HEAD {
             return page(&Kind::MethodNotAllowed.into());
         }
@@ -41,8 +34,7 @@ impl<B: BulkStore> Front<B> {
                 Some(site) => site.clone(),
             },
         };
-        let path = percent_encoding::percent_decode_str(head.uri.path()).decode_utf8_lossy().into_owned();
-        let key = path.strip_prefix('/').unwrap_or(&path);
+        let key = place.key().unwrap_or_default();
         if let Some(to) = site.redirect(key, None) {
             return moved(&to);
         }
@@ -106,6 +98,7 @@ impl<B: BulkStore> Front<B> {
             request.extensions_mut().insert(*peer);
         }
         request.extensions_mut().insert(id.clone());
+        request.extensions_mut().insert(Place::object(bucket, key));
         self.serve(request, id).await
     }
 }
@@ -141,23 +134,4 @@ fn page(e: &Error) -> Response<s3s::Body> {
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hosts_of_websites() {
-        let check = |host: &str, want: Option<&str>| {
-            let headers = HeaderMap::from_iter([(HOST, host.parse().unwrap())]);
-            assert_eq!(bucket_of_host(&headers).as_deref(), want, "{host}");
-        };
-        check("my.site.s3-website.local:9000", Some("my.site"));
-        check("b.s3-website-us-east-1.example.com", Some("b"));
-        check("b.s3-websites.example.com", None);
-        check("s3-website.example.com", None);
-        check("b.s3.example.com", None);
-        check("localhost:9000", None);
-    }
 }

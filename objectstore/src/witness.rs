@@ -20,6 +20,7 @@ use crate::buckets::Known;
 use crate::core::Shared;
 use crate::front::now;
 use crate::note::Note;
+use crate::place::Place;
 
 /// A request that may have to be logged.
 #[derive(Debug)]
@@ -45,28 +46,18 @@ fn redacted(target: &str) -> Cow<'_, str> {
     format!("{path}?{}", query.split('&').map(hide).collect::<Vec<_>>().join("&")).into()
 }
 
-/// A path's bucket, decoded as it is when it is answered, and its key as it was sent.
-fn names(path: &str) -> Option<(String, &str)> {
-    let decoded = percent_encoding::percent_decode_str(path).decode_utf8().ok()?;
-    let bucket = decoded.split('/').next().unwrap_or_default().to_owned();
-    Some((bucket, path.split_once('/').map_or("", |(_, key)| key)))
-}
-
 fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
     headers.get(name)?.to_str().ok()?.parse().ok()
 }
 
 impl Witness {
-    /// Of a request's head; `None` where the bucket is known to have no logs. `site`: the bucket whose website is asked.
-    pub fn of(shared: &Shared, head: &Parts, site: Option<&str>, id: &RequestId, began: Duration) -> Option<Self> {
-        let path = head.uri.path().strip_prefix('/')?;
-        let (bucket, key) = match site {
-            Some(bucket) => (bucket.to_owned(), path),
-            None => names(path)?,
-        };
+    /// Of a request's head; `None` where the bucket is known to have no logs.
+    pub fn of(shared: &Shared, head: &Parts, place: &Place, id: &RequestId, began: Duration) -> Option<Self> {
+        let bucket = place.bucket()?.to_owned();
+        let key = place.sent_key(head.uri.path());
         // A copy's source may be in a bucket that has logs.
         let quiet = || shared.buckets.get(&bucket).is_some_and(|known| known.settings.logging.is_none());
-        if bucket.is_empty() || !head.headers.contains_key("x-amz-copy-source") && quiet() {
+        if !head.headers.contains_key("x-amz-copy-source") && quiet() {
             return None;
         }
         let query = parse_query(head.uri.query().unwrap_or_default());
@@ -220,15 +211,5 @@ mod tests {
         check("/b/k?acl&x=1", "/b/k?acl&x=1");
         check("/b/k?X-Amz-Date=d&X-Amz-Signature=abc", "/b/k?X-Amz-Date=d&X-Amz-Signature=-redacted-");
         check("/b/k?Signature=a%3D&Expires=1", "/b/k?Signature=-redacted-&Expires=1");
-    }
-
-    #[test]
-    fn an_encoded_bucket_is_the_bucket() {
-        for (path, want) in
-            [("b/k", ("b", "k")), ("%62/a%20b/c", ("b", "a%20b/c")), ("b", ("b", "")), ("b%2Fk", ("b", ""))]
-        {
-            assert_eq!(names(path), Some((want.0.to_owned(), want.1)));
-        }
-        assert_eq!(names("%ff/k"), None);
     }
 }

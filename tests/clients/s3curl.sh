@@ -44,6 +44,14 @@ cmp file back
 [ "$(query $((expires - 120)))" = 403 ]
 grep -q AccessDenied back
 
+# The bucket in the host: it is signed all the same.
+[ "$(call GET /s3curl/a%20b/key '' '' -o back -H 'Host: s3curl.localhost' --request-target /a%20b/key)" = 200 ]
+cmp file back
+[ "$(call GET /s3curl/ '' '' -o back -H 'Host: s3curl.localhost' --request-target /)" = 200 ]
+grep -q '<Key>a b/key</Key>' back
+[ "$(call GET /s3curl/a%20b/key '' '' -o back -H 'Host: s3curl.localhost')" = 403 ]
+grep -q SignatureDoesNotMatch back
+
 # Another resource than the one signed, and another secret.
 now=$(date -u +'%a, %d %b %Y %H:%M:%S +0000')
 refused() { curl -s -H "Date: $now" -H "Authorization: AWS $AWS_ACCESS_KEY_ID:$1" "$S3_URL/s3curl/a%20b/key"; }

@@ -31,9 +31,9 @@ pub struct Rename {
 }
 
 impl Rename {
-    /// Reads a request's head.
-    pub fn parse(uri: &Uri, headers: &HeaderMap) -> Result<Self> {
-        let (bucket, to) = place(uri.path())?;
+    /// Reads the headers of a request for this bucket, to this key.
+    pub fn parse(bucket: &str, to: &str, headers: &HeaderMap) -> Result<Self> {
+        let (bucket, to) = (bucket.to_owned(), to.to_owned());
         let source = text(headers, "x-amz-rename-source")?
             .ok_or_else(|| Error::new(Kind::InvalidArgument, "The header x-amz-rename-source is missing."))?;
         // With its bucket, as S3 documents it, or the key alone, as its SDKs send it.
@@ -64,11 +64,6 @@ impl Rename {
     pub fn from(&self) -> &str {
         &self.from
     }
-}
-
-fn place(path: &str) -> Result<(String, String)> {
-    let (bucket, key) = path.strip_prefix('/').and_then(|p| p.split_once('/')).ok_or(Kind::MethodNotAllowed)?;
-    Ok((decode(bucket)?, decode(key)?))
 }
 
 fn decode(text: &str) -> Result<String> {
@@ -149,6 +144,7 @@ pub async fn rename_object<B: BulkStore>(core: &CoreRef<B>, caller: &Caller, ask
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::place::{Domains, Place};
 
     #[test]
     fn requests() {
@@ -157,14 +153,16 @@ mod tests {
             assert!(is_meant(&http::Method::PUT, &uri), "{uri}");
             let mut headers = HeaderMap::new();
             headers.insert("x-amz-rename-source", source.parse().unwrap());
-            let got = Rename::parse(&uri, &headers).map_err(|e| e.kind);
+            let (head, ()) = http::Request::builder().uri(&uri).body(()).unwrap().into_parts();
+            let place = Place::of(&Domains::default(), &head);
+            let (bucket, to) = (place.bucket().unwrap(), place.key().unwrap());
+            let got = Rename::parse(bucket, to, &headers).map_err(|e| e.kind);
             let got = got.as_ref().map(|r| (r.bucket.as_str(), r.from.as_str(), r.to.as_str())).map_err(|k| *k);
             assert_eq!(got, want, "{uri} {source}");
         };
         check("/b/to?renameObject", "/b/from", Ok(("b", "from", "to")));
         check("/b/a%20b?renameObject=", "from/x%2Fy", Ok(("b", "from/x/y", "a b")));
         check("/b/to?renameObject", "/other/from", Err(Kind::InvalidRequest));
-        check("/b?renameObject", "from", Err(Kind::MethodNotAllowed));
         check("/b/to?renameObject", "/b/", Err(Kind::InvalidArgument));
         assert!(!is_meant(&http::Method::GET, &"/b/k?renameObject".parse().unwrap()));
         assert!(!is_meant(&http::Method::PUT, &"/b/k?acl".parse().unwrap()));

@@ -9,6 +9,7 @@ mod crash;
 mod documents;
 mod encryption;
 mod events;
+mod hosts;
 mod inventory;
 mod listing;
 mod logging;

@@ -114,6 +114,9 @@ fn renaming() {
         rename("b").header("if-none-match", "*").send().await.is(412, "PreconditionFailed");
         rename("b").header("x-amz-rename-source-if-match", "\"other\"").send().await.is(412, "PreconditionFailed");
         rename("b").by("AK2").send().await.is(403, "AccessDenied");
+        let owned = |account: &str| rename("b").header("x-amz-expected-bucket-owner", account);
+        owned("000000000002").send().await.is(403, "AccessDenied");
+        owned("000000000001").header("if-none-match", "*").send().await.is(412, "PreconditionFailed");
         rename("b").header("x-amz-rename-source-if-match", etag).send().await.ok();
         w.get("/bucket/a").await.is(404, "NoSuchKey");
         assert!(w.get("/bucket/b").await.ok().body == body);
