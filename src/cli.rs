@@ -155,6 +155,15 @@ enum WalrusAlone {
         /// TOML file of what only the operator may set, such as accounts' quotas
         #[arg(long, value_name = "FILE")]
         settings: Option<PathBuf>,
+        /// A name of this S3, again for more: BUCKET.NAME is a bucket's host [default: the settings', else localhost]
+        #[arg(long = "domain", value_name = "NAME")]
+        domains: Vec<String>,
+        /// The AWS region that answers are given for
+        #[arg(long, value_name = "NAME", default_value = "us-east-1")]
+        region: String,
+        /// Prometheus metrics; port 0 picks a free one
+        #[arg(long, value_name = "ADDR")]
+        metrics: Option<SocketAddr>,
         /// TLS on all listeners: PEM file of the certificate with its chain; renewed when the files change, or on SIGHUP
         #[arg(long, value_name = "FILE", requires = "tls_key")]
         tls_cert: Option<PathBuf>,
@@ -304,9 +313,23 @@ pub fn run() -> Result<ExitCode> {
 
 fn walrus_alone(alone: WalrusAlone) -> Result<ExitCode> {
     match alone {
-        WalrusAlone::Serve { store, listen, access_key, secret_key, users, iam, settings, tls_cert, tls_key } => {
+        WalrusAlone::Serve {
+            store,
+            listen,
+            access_key,
+            secret_key,
+            users,
+            iam,
+            settings,
+            domains,
+            region,
+            metrics,
+            tls_cert,
+            tls_key,
+        } => {
             let (key, tls) = (access_key.zip(secret_key), tls_cert.zip(tls_key));
-            standalone::serve(&standalone::Serve { store, listen, key, users, iam, settings, tls })
+            let asked = standalone::Serve { store, listen, key, users, iam, settings, domains, region, metrics, tls };
+            standalone::serve(asked)
         }
         WalrusAlone::Usage { bucket, which } => walrus::usage(&which, bucket.as_deref()),
         WalrusAlone::List { bucket, prefix, which } => {
@@ -361,6 +384,8 @@ mod tests {
             "up --tls-cert c --tls-key k",
             "walrus serve --store d --listen 127.0.0.1:0 --users f --iam 127.0.0.1:0",
             "walrus serve --store d --listen 127.0.0.1:0 --users f --settings g",
+            "walrus serve --store d --listen 127.0.0.1:0 --users f --domain s3.a.org --domain b.org --region eu-central-1 \
+             --metrics 127.0.0.1:0",
             "walrus usage b --state /s",
             "walrus usage --endpoint http://127.0.0.1:9000",
             "walrus list --state /s",

@@ -16,6 +16,8 @@ use karri_base::units::parse_bytes;
 use karri_control::audit::Trail;
 use karri_control::identity::alone::Listener;
 use karri_control::identity::{Directory, Seed};
+use karri_objectstore::ServeOptions;
+use karri_objectstore::metrics::Metrics;
 use karri_objectstore::operator::Operator;
 use karri_objectstore::tls::{API_PROTOCOLS, Certificate, S3_PROTOCOLS};
 
@@ -110,6 +112,12 @@ pub struct Serve {
     pub iam: Option<SocketAddr>,
     /// The operator's settings.
     pub settings: Option<PathBuf>,
+    /// Names of the service; those of the settings where there are none.
+    pub domains: Vec<String>,
+    /// The AWS region.
+    pub region: String,
+    /// The listener of metrics.
+    pub metrics: Option<SocketAddr>,
     /// Certificate and key of all listeners.
     pub tls: Option<(PathBuf, PathBuf)>,
 }
@@ -174,10 +182,8 @@ fn key(seed: Seed) -> Result<Key> {
     Ok(Key { access_key_id: seed.access_key_id, secret: seed.secret, account: seed.account, arn })
 }
 
-const REGION: &str = "us-east-1";
-
 /// Serves S3 to one key and to the users of a file, and IAM and STS where asked, until told to stop.
-pub fn serve(asked: &Serve) -> Result<ExitCode> {
+pub fn serve(asked: Serve) -> Result<ExitCode> {
     observe::init_logs();
     let mut seeds = Vec::new();
     if let Some((access, secret)) = &asked.key {
@@ -190,7 +196,10 @@ pub fn serve(asked: &Serve) -> Result<ExitCode> {
         let text = std::fs::read_to_string(path).with_context(|| format!("--users {}", path.display()))?;
         seeds.extend(read_users(&text).with_context(|| format!("--users {}", path.display()))?);
     }
-    let operator = asked.settings.as_deref().map(Operator::read).transpose()?.unwrap_or_default();
+    let mut operator = asked.settings.as_deref().map(Operator::read).transpose()?.unwrap_or_default();
+    if !asked.domains.is_empty() {
+        operator.set_domains(&asked.domains).context("--domain")?;
+    }
     let certificate = asked.tls.as_ref().map(|(cert, key)| Certificate::open(cert, key)).transpose()?;
     let scheme = if certificate.is_some() { "https" } else { "http" };
     let tls = |protocols| certificate.as_ref().map(|c| c.server(protocols)).transpose();
@@ -203,14 +212,34 @@ pub fn serve(asked: &Serve) -> Result<ExitCode> {
         let (ring, iam) = match asked.iam {
             None => (KeyRing::new(seeds.into_iter().map(key).collect::<Result<Vec<_>>>()?), None),
             Some(addr) => {
-                let (ring, listener) = identity(&asked.store, addr, &seeds, iam_tls).await?;
+                let (ring, listener) = identity(&asked.store, addr, &asked.region, &seeds, iam_tls).await?;
                 print(&format!("IAM and STS at {scheme}://{}\n", listener.addr()));
                 (ring, Some(listener))
             }
         };
-        let (store, listen) = (asked.store.clone(), asked.listen);
-        let start = move || karri_objectstore::serve::alone_with(&store, listen, ring, REGION, operator, s3_tls);
-        let walrus = tokio::task::spawn_blocking(start).await??;
+        let Serve { store, listen, region, metrics, .. } = asked;
+        std::fs::create_dir_all(&store).with_context(|| format!("--store {}", store.display()))?;
+        let mut registry = observe::registry("walrus");
+        let meta = chassis::records(&store.join("meta"), &mut registry).await?;
+        let counters = Metrics::register(&mut registry);
+        let start = move || {
+            let options = karri_objectstore::serve::alone_options(&store, listen, ring, meta)?;
+            karri_objectstore::serve(ServeOptions { region, operator, tls: s3_tls, metrics: counters, ..options })
+        };
+        let listener =
+            match metrics {
+                None => None,
+                Some(addr) => Some(tokio::net::TcpListener::bind(addr).await.with_context(|| {
+                    format!("cannot listen on {addr} (--metrics): is another server running there?")
+                })?),
+            };
+        let walrus = Arc::new(tokio::task::spawn_blocking(start).await??);
+        if let Some(listener) = listener {
+            print(&format!("metrics at http://{}/metrics\n", listener.local_addr()?));
+            let walrus = Arc::downgrade(&walrus);
+            let trouble = move || walrus.upgrade().and_then(|walrus| walrus.trouble());
+            tokio::spawn(chassis::http::serve(listener, trouble, Arc::new(registry)));
+        }
         // Listened for before anyone is told that it is there: a signal that came in between would be lost.
         let stop = chassis::stop_requested()?;
         print(&format!("ready: S3 at {scheme}://{}\n", walrus.local_addr()));
@@ -227,6 +256,7 @@ pub fn serve(asked: &Serve) -> Result<ExitCode> {
 async fn identity(
     store: &Path,
     addr: SocketAddr,
+    region: &str,
     seeds: &[Seed],
     tls: Option<Arc<rustls::ServerConfig>>,
 ) -> Result<(KeyRing, Listener)> {
@@ -242,7 +272,7 @@ async fn identity(
     let ring = directory.ring().clone();
     let audit = folder.join("audit.log");
     let trail = Trail::open(&audit).with_context(|| audit.display().to_string())?;
-    let listener = Listener::start(directory, clock, REGION, addr, trail, tls).await;
+    let listener = Listener::start(directory, clock, region, addr, trail, tls).await;
     Ok((ring, listener.with_context(|| format!("cannot listen on {addr} (--iam): is another karri running there?"))?))
 }
 

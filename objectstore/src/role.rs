@@ -96,10 +96,8 @@ impl Running for Walrus {
         let usage = self.handle.usage();
         let trouble = if self.keys.is_empty() {
             Some("no access keys are known yet: the cloud has not been reached".to_owned())
-        } else if usage.used >= usage.total {
-            Some("the store is full".to_owned())
         } else {
-            None
+            self.handle.trouble()
         };
         let capacity = [("store_bytes_total".to_owned(), usage.total), ("store_bytes_used".to_owned(), usage.used)];
         Health { trouble, capacity: capacity.into() }

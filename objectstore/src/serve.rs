@@ -212,6 +212,12 @@ impl Handle {
         Usage { total: self.usage.total.load(Ordering::Relaxed), used: self.usage.used.load(Ordering::Relaxed) }
     }
 
+    /// Why it cannot do all that it is asked; `None` where it can.
+    pub fn trouble(&self) -> Option<String> {
+        let usage = self.usage();
+        (usage.used >= usage.total).then(|| "the store is full".to_owned())
+    }
+
     /// Stops: no new connections, requests in progress end (at most 20 s), the store is closed in order. Blocks; not
     /// from an engine core. A second call does nothing.
     pub fn shutdown(&self) {
@@ -285,8 +291,19 @@ pub fn alone_with(
     std::fs::create_dir_all(dir)
         .map_err(|e| StartError::Config { what: format!("the folder {} cannot be made: {e}", dir.display()) })?;
     let meta = Arc::new(RocksStore::open(dir.join("meta"), &rocks::Options::default())?);
+    let options = alone_options(dir, listen, keys, meta)?;
+    serve(ServeOptions { region: region.to_owned(), operator, tls, ..options })
+}
+
+/// How to serve S3 without a cloud from a folder that is there.
+pub fn alone_options(
+    dir: &Path,
+    listen: SocketAddr,
+    keys: KeyRing,
+    meta: Arc<dyn MetaStore>,
+) -> Result<ServeOptions, StartError> {
     let options = ServeOptions::new(listen, dir.join("objects"), meta, keys, master_key(dir)?);
-    serve(ServeOptions { region: region.to_owned(), calendar: calendar()?, operator, tls, ..options })
+    Ok(ServeOptions { calendar: calendar()?, ..options })
 }
 
 /// `KARRI_LIFECYCLE_DAY_SECONDS`: how long a day is to lifecycle rules, for the conformance suite.

@@ -8,21 +8,24 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use karri_base::observe;
-use karri_base::role::Running;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
 /// The media type of [`observe::render`]'s text.
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Serves until the listener fails.
-pub async fn serve(listener: TcpListener, running: Arc<dyn Running>, registry: Arc<Registry>) -> io::Result<()> {
+/// Serves until the listener fails. `trouble` says what is wrong; nothing where all is well.
+pub async fn serve(
+    listener: TcpListener,
+    trouble: impl Fn() -> Option<String> + Clone + Send + Sync + 'static,
+    registry: Arc<Registry>,
+) -> io::Result<()> {
     let metrics = move || {
         let registry = registry.clone();
         async move { ([(header::CONTENT_TYPE, OPENMETRICS)], observe::render(&registry)) }
     };
     let health = move || {
-        let trouble = running.health().trouble;
+        let trouble = trouble();
         async move {
             match trouble {
                 None => (StatusCode::OK, "ok\n".to_owned()).into_response(),

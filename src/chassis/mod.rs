@@ -9,7 +9,7 @@
 //!
 //! A start that fails ends the process with a message and [`START_FAILED`]; nothing listens before the role has started.
 
-mod http;
+pub mod http;
 
 pub use self::http::OPENMETRICS;
 
@@ -124,7 +124,8 @@ impl Process {
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .add_routes(routes)
             .serve_with_incoming(TcpListenerStream::new(self.grpc));
-        let metrics = http::serve(self.metrics, self.running.clone(), Arc::new(self.registry));
+        let running = self.running.clone();
+        let metrics = http::serve(self.metrics, move || running.health().trouble, Arc::new(self.registry));
         let code = tokio::select! {
             // Listeners go on answering until the role has stopped: others see it drain, not vanish.
             code = async { stop.await; stop_role(self.role.name(), self.running.as_ref()).await } => code,
