@@ -35,6 +35,7 @@ use crate::metrics::Metrics;
 use crate::note::Note;
 use crate::ops::list_objects::Rendered;
 use crate::place::{Domains, Place};
+use crate::range::{self, Admitted};
 use crate::sig_v2;
 use crate::signed_at;
 use crate::witness::Witness;
@@ -181,8 +182,20 @@ impl<B: BulkStore> Front<B> {
         &self.core
     }
 
-    /// Hands a request to the S3 service.
-    pub(crate) async fn serve(&self, request: Request<s3s::Body>, id: &RequestId) -> Response<s3s::Body> {
+    /// Hands a request to the S3 service; twice where its range is to be ignored.
+    pub(crate) async fn serve(&self, mut request: Request<s3s::Body>, id: &RequestId) -> Response<s3s::Body> {
+        let Some(mut again) = range::instead(&mut request) else { return self.hand(request, id).await };
+        let mut response = self.hand(request, id).await;
+        match response.extensions_mut().remove::<Admitted>() {
+            None => response,
+            Some(admitted) => {
+                again.extensions_mut().insert(admitted);
+                self.hand(again, id).await
+            }
+        }
+    }
+
+    async fn hand(&self, request: Request<s3s::Body>, id: &RequestId) -> Response<s3s::Body> {
         match self.service.call(request).await {
             Ok(mut response) => {
                 if let Some(Rendered(text)) = response.extensions_mut().remove() {

@@ -10,6 +10,7 @@
 //! | [`form`] | browsers' POST forms |
 //! | [`site`] | buckets shown as websites |
 //! | [`front`] | one request, from its head to its answer |
+//! | [`range`] | ranges that are to be ignored |
 //! | [`place`] | which bucket and key a request is about, by its host and path |
 //! | [`sig_v2`] | what `s3s` leaves of Signature Version 2 |
 //! | [`note`] | what becomes known of a request on its way |
@@ -82,6 +83,7 @@ pub mod operator;
 pub mod ops;
 pub mod outbound;
 pub mod place;
+pub mod range;
 pub mod reclaim;
 pub mod record;
 pub mod replicate;

@@ -18,9 +18,11 @@ use crate::api::{self, Peer, RequestId};
 use crate::body::Expected;
 use crate::core::{Caller, CoreRef};
 use crate::error::{Kind, Result};
+use crate::guard;
 use crate::note::Note;
 use crate::ops;
 use crate::place::Place;
+use crate::range::{Admitted, Retry};
 
 /// The largest document: 1,000 lifecycle rules, each with some tags.
 const DOCUMENT_MAX: usize = 1 << 20;
@@ -163,7 +165,13 @@ impl<B: BulkStore> Routes<B> {
 #[async_trait::async_trait]
 impl<B: BulkStore> S3Route for Routes<B> {
     fn is_match(&self, method: &Method, uri: &Uri, _headers: &HeaderMap, extensions: &mut Extensions) -> bool {
-        let found = extensions.get::<Place>().and_then(|place| find(method, uri, place));
+        let place = extensions.get::<Place>();
+        let retry = || {
+            let (Retry(operation), place) = (extensions.get::<Retry>()?, place?);
+            let (bucket, key) = (place.bucket()?.to_owned(), place.key()?.to_owned());
+            Some(Match { operation: Some(operation), bucket, key: Some(key) })
+        };
+        let found = place.and_then(|place| find(method, uri, place)).or_else(retry);
         let Some(found) = found else { return false };
         if let Some(note) = extensions.get::<Note>() {
             note.operation(found.operation.unwrap_or("Other"));
@@ -197,6 +205,9 @@ impl<B: BulkStore> Routes<B> {
         if let Some(note) = req.extensions.get::<Note>() {
             note.signed(who.as_ref());
         }
+        if who.is_none() && req.extensions.get::<Retry>().is_some() {
+            guard::check_overrides(&query)?;
+        }
         let caller = self
             .core
             .admit(Facts {
@@ -214,6 +225,11 @@ impl<B: BulkStore> Routes<B> {
             .await?;
         if let Some(note) = req.extensions.get::<Note>() {
             note.caller(&caller);
+        }
+        if req.extensions.get::<Retry>().is_some_and(|retry| retry.0 == operation) {
+            let mut response = S3Response::new(Body::empty());
+            response.extensions.insert(Admitted { caller, operation });
+            return Ok(response);
         }
         let expected = req.headers.get("x-amz-expected-bucket-owner").and_then(|v| v.to_str().ok());
         if let Some(expected) = expected.filter(|_| !found.bucket.is_empty())

@@ -17,8 +17,8 @@ use crate::front::Front;
 use crate::place::Place;
 
 /// Request headers that a visitor may send on.
-const PASSED: [&str; 6] =
-    ["range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "user-agent"];
+const PASSED: [&str; 7] =
+    ["range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "user-agent"];
 
 impl<B: BulkStore> Front<B> {
     /// Answers a visitor.

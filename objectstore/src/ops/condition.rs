@@ -1,7 +1,7 @@
 //! If-Match and its relatives: RFC 9110 section 13 for reading, S3's rules for writing.
 
 use http::{HeaderMap, HeaderValue};
-use s3s::dto::{ETagCondition, Timestamp};
+use s3s::dto::{ETagCondition, Timestamp, TimestampFormat};
 use time::OffsetDateTime;
 
 use crate::error::{Error, Kind, Result};
@@ -49,6 +49,39 @@ impl ReadConditions {
             headers.insert(http::header::LAST_MODIFIED, date);
         }
         Err(Error { headers: Some(Box::new(headers)), ..Error::from(Kind::NotModified) })
+    }
+}
+
+/// If-Range: the range counts only of the representation that the client has a part of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IfRange {
+    /// An ETag, without its quotes.
+    Tag(String),
+    /// Last-Modified, in seconds.
+    Modified(i64),
+    /// A weak ETag, or what is neither: of no representation.
+    Never,
+}
+
+impl IfRange {
+    /// Of a request's headers.
+    pub fn of(headers: &HeaderMap) -> Option<Self> {
+        let text = headers.get(http::header::IF_RANGE)?.to_str().unwrap_or_default();
+        let tag = text.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
+        Some(match (tag, Timestamp::parse(TimestampFormat::HttpDate, text)) {
+            (Some(tag), _) => Self::Tag(tag.to_owned()),
+            (None, Ok(date)) => Self::Modified(seconds(&date)),
+            (None, Err(_)) => Self::Never,
+        })
+    }
+
+    /// True where it names this object as it is.
+    pub fn holds(&self, object: &Object) -> bool {
+        match self {
+            Self::Tag(tag) => *tag == object.etag(),
+            Self::Modified(at) => *at == object.modified.secs() as i64,
+            Self::Never => false,
+        }
     }
 }
 

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderValue};
 use karri_base::clock::UnixMicros;
 use karri_bulk::BulkStore;
-use s3s::S3Response;
 use s3s::dto::{
     ChecksumMode, ChecksumType as DtoChecksumType, ETag, GetObjectInput, GetObjectOutput, HeadObjectInput,
     HeadObjectOutput, Metadata, Range, ReplicationStatus, StorageClass, Timestamp,
 };
+use s3s::{S3Request, S3Response};
 use time::OffsetDateTime;
 
 use super::input::customer_key;
@@ -19,7 +19,7 @@ use crate::core::{Access, Caller, CoreRef, Seen};
 use crate::crypt::Secret;
 use crate::digest::{Algorithm, Checksum};
 use crate::error::{Error, Kind, Result};
-use crate::ops::condition::ReadConditions;
+use crate::ops::condition::{IfRange, ReadConditions};
 use crate::ops::encryption::{CustomerKey, Shown};
 use crate::ops::lock;
 use crate::record::{Data, Headers, Manifest, Object, Part};
@@ -33,8 +33,10 @@ const RETRIES: usize = 20;
 pub async fn get_object<B: BulkStore>(
     core: &CoreRef<B>,
     caller: &Caller,
-    input: GetObjectInput,
+    request: S3Request<GetObjectInput>,
 ) -> Result<GetObjectOutput> {
+    let if_range = IfRange::of(&request.headers);
+    let input = request.input;
     let which = Which::new(input.version_id.as_deref())?;
     let customer = customer_key!(input)?;
     let conditions = ReadConditions {
@@ -43,7 +45,7 @@ pub async fn get_object<B: BulkStore>(
         modified_since: input.if_modified_since,
         unmodified_since: input.if_unmodified_since,
     };
-    let selection = Selection::new(input.range, input.part_number)?;
+    let selection = Selection::new(input.range, input.part_number)?.with(if_range);
     let (found, outgoing) = loop_until_whole(
         core,
         caller,
@@ -114,8 +116,10 @@ pub async fn get_object<B: BulkStore>(
 pub async fn head_object<B: BulkStore>(
     core: &CoreRef<B>,
     caller: &Caller,
-    input: HeadObjectInput,
+    request: S3Request<HeadObjectInput>,
 ) -> Result<S3Response<HeadObjectOutput>> {
+    let if_range = IfRange::of(&request.headers);
+    let input = request.input;
     let which = Which::new(input.version_id.as_deref())?;
     let customer = customer_key!(input)?;
     let conditions = ReadConditions {
@@ -124,7 +128,7 @@ pub async fn head_object<B: BulkStore>(
         modified_since: input.if_modified_since,
         unmodified_since: input.if_unmodified_since,
     };
-    let selection = Selection::new(input.range, input.part_number)?;
+    let selection = Selection::new(input.range, input.part_number)?.with(if_range);
     let wanted = Wanted {
         bucket: &input.bucket,
         key: &input.key,
@@ -286,11 +290,21 @@ pub enum Selection {
     Whole,
     /// A range.
     Range(Range),
+    /// A range, if the object is still this one; all of any other.
+    RangeIf(Range, IfRange),
     /// A part of a multipart object.
     Part(u16),
 }
 
 impl Selection {
+    /// With If-Range, which is for ranges only.
+    fn with(self, condition: Option<IfRange>) -> Self {
+        match (self, condition) {
+            (Self::Range(range), Some(condition)) => Self::RangeIf(range, condition),
+            (selection, _) => selection,
+        }
+    }
+
     /// From Range and partNumber, of which S3 allows one.
     pub fn new(range: Option<Range>, part: Option<i32>) -> Result<Self> {
         match (range, part) {
@@ -347,8 +361,14 @@ pub async fn locate<B: BulkStore>(
         _ => None,
     };
     let size = object.size;
+    let judged = match selection {
+        Selection::RangeIf(range, condition) if condition.holds(&object) => Some(Selection::Range(*range)),
+        Selection::RangeIf(..) => Some(Selection::Whole),
+        _ => None,
+    };
+    let selection = judged.as_ref().unwrap_or(selection);
     let (span, checksum, parts_count) = match selection {
-        Selection::Whole => (0..size, object.checksum.clone(), None),
+        Selection::Whole | Selection::RangeIf(..) => (0..size, object.checksum.clone(), None),
         Selection::Range(range) => {
             let span = range.check(size).map_err(|_| not_satisfiable(size))?;
             // All of it, asked for as a range, is still a partial answer, with the checksum of all of it.

@@ -16,6 +16,7 @@ mod logging;
 mod multipart;
 mod objects;
 mod permissions;
+mod ranges;
 mod replication;
 mod scrub;
 mod settings;
