@@ -111,6 +111,10 @@ impl<B: BulkStore> S3Access for Doorman<B> {
         }
         // What was signed before it came here is a form.
         let is_form = cx.extensions_mut().get::<Signer>().is_some();
+        if is_form && name != "PutObject" {
+            let e = Error::new(Kind::InvalidArgument, "A form uploads one object.");
+            return Err(refuse(e, name, id));
+        }
         let judged = async {
             let credentials = cx.credentials().cloned();
             let query = parse_query(cx.uri().query().unwrap_or_default());

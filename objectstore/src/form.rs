@@ -215,6 +215,9 @@ pub fn upload(fields: &Fields, bucket: &str, keys: &KeyRing, now: UnixMicros) ->
         )
     })?;
     let key = key.replace("${filename}", fields.filename.rsplit(['/', '\\']).next().unwrap_or_default());
+    if key.is_empty() {
+        return Err(Error::new(Kind::InvalidArgument, "User key must have a length greater than 0."));
+    }
     let mut upload = Upload { status: 204, ..Upload::default() };
     if let Some(policy) = fields.get("policy") {
         upload.signer = Some(signer(fields, policy, keys, now)?);
@@ -243,6 +246,10 @@ pub fn upload(fields: &Fields, bucket: &str, keys: &KeyRing, now: UnixMicros) ->
                 None
             }
             "x-amz-signature" | "x-amz-credential" | "x-amz-algorithm" | "x-amz-date" => None,
+            // It would make another operation of it, which nobody has been asked about.
+            name if name.starts_with("x-amz-copy-source") => {
+                return Err(Error::new(Kind::InvalidArgument, format!("A form uploads its file: it has no {name}.")));
+            }
             name if HEADERS.contains(&name) || name.starts_with("x-amz-") => Some(name),
             _ => None,
         };
@@ -606,6 +613,11 @@ mod tests {
         assert_eq!((header("x-amz-acl"), header("x-amz-tagging")), ("public-read", "k%20%26=v"));
         assert_eq!((header("content-type"), header("x-amz-meta-a")), ("text/plain", "1"));
         assert!(upload(&form(&[("key", "k"), ("x-amz-meta-a", "\n")]), "b", &ring(), NOW).is_err());
+        for copy in ["x-amz-copy-source", "x-amz-copy-source-range"] {
+            assert!(upload(&form(&[("key", "k"), (copy, "/b/secret")]), "b", &ring(), NOW).is_err(), "{copy}");
+        }
+        let e = upload(&form(&[("key", "")]), "b", &ring(), NOW).map(|_| ()).unwrap_err();
+        assert_eq!(e.kind, Kind::InvalidArgument);
     }
 
     fn body(file: &[u8]) -> Vec<u8> {

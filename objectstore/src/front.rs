@@ -161,7 +161,7 @@ impl<B: BulkStore> Front<B> {
                 status: response.status().as_u16(),
                 account: note.sender().map_or("", |key| key.account.as_str()),
                 bucket: place.bucket().unwrap_or_default(),
-                key: place.sent_key(uri.path()),
+                key: &place.sent_key(uri.path()),
                 source: source.map_or_else(String::new, |ip| ip.to_string()),
                 took,
                 waited: waited.get(),

@@ -123,7 +123,8 @@ impl<V> Walk<V> {
                 distinct += 1;
                 match common_prefix(&key, &self.prefix, &self.delimiter) {
                     Some(p) => {
-                        let p = key.slice(..p.len());
+                        // Of its own: a slice would keep what the scan shares with it.
+                        let p = Bytes::copy_from_slice(p);
                         self.entries.push(Entry::Prefix(p.clone()));
                         skip = Some(p);
                     }

@@ -12,11 +12,13 @@
 //! itself, asks [`Domains`] for the host ([`Hosts`]), and what it made of the request is compared before anything is
 //! decided ([`Place::is`]). Pure.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
 use http::header::HOST;
 use http::request::Parts;
+use karri_base::aws::sigv4::uri_encode;
 use s3s::host::{S3Host, VirtualHost};
 use s3s::path::S3Path;
 
@@ -227,12 +229,16 @@ impl Place {
             (None, _) => String::new(),
         }
     }
-    /// The key as it stands in the request's path.
-    pub fn sent_key<'p>(&self, path: &'p str) -> &'p str {
+    /// The key as it stands in the request's path; encoded again where the slash before it was encoded.
+    pub fn sent_key<'p>(&self, path: &'p str) -> Cow<'p, str> {
         let path = path.strip_prefix('/').unwrap_or(path);
-        match self.0.style {
+        let sent = match self.0.style {
             Style::Host | Style::Website => path,
             Style::Path => path.split_once('/').map_or("", |(_, key)| key),
+        };
+        match self.key() {
+            Some(key) if sent.is_empty() => uri_encode(key.as_bytes(), true).into(),
+            _ => sent.into(),
         }
     }
     /// True where `s3s` has read the same.
@@ -289,6 +295,8 @@ mod tests {
         }
         assert_eq!(Place::read(&some, "b.x.org", "/a%20b/c").sent_key("/a%20b/c"), "a%20b/c");
         assert_eq!(Place::read(&some, "x.org", "/b/a%20b/c").sent_key("/b/a%20b/c"), "a%20b/c");
+        assert_eq!(Place::read(&some, "x.org", "/b%2Fa b").sent_key("/b%2Fa b"), "a%20b");
+        assert_eq!(Place::read(&some, "x.org", "/b").sent_key("/b"), "");
     }
 
     #[test]

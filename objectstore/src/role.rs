@@ -74,15 +74,18 @@ pub async fn start(
     };
     let handle = tokio::task::spawn_blocking(move || serve(options)).await;
     let handle = handle.map_err(|e| StartError::Config { what: format!("the start was cut off: {e}") })??;
-    let watch = tokio::spawn(watch(cloud, keys.clone(), meta, master));
+    let news = News::new(None);
+    let last = Kept { news: news.subscribe(), meta, master };
+    let watch = tokio::spawn(watch(cloud, keys.clone(), news, last.clone()));
     let renewal = certificate.map(|certificate| tokio::spawn(certificate.watch()));
-    Ok(Arc::new(Walrus { handle: Arc::new(handle), keys, watch, renewal }))
+    Ok(Arc::new(Walrus { handle: Arc::new(handle), keys, watch, last, renewal }))
 }
 
 struct Walrus {
     handle: Arc<Handle>,
     keys: KeyRing,
     watch: tokio::task::JoinHandle<()>,
+    last: Kept,
     renewal: Option<tokio::task::JoinHandle<()>>,
 }
 
@@ -105,6 +108,8 @@ impl Running for Walrus {
 
     async fn shutdown(&self) {
         self.watch.abort();
+        // What was heard since it was last written down: a key that was taken away must not come back.
+        self.last.clone().write().await;
         if let Some(renewal) = &self.renewal {
             renewal.abort();
         }
@@ -116,28 +121,41 @@ impl Running for Walrus {
 }
 
 /// Keeps the ring as the cloud says, for ever, and what the cloud said for a restart without it.
-async fn watch(cloud: Channel, ring: KeyRing, meta: Arc<dyn MetaStore>, master: Secret) {
-    let news = News::new(None);
-    tokio::join!(listen(cloud, ring, &news), keep(news.subscribe(), &meta, &master));
+async fn watch(cloud: Channel, ring: KeyRing, news: News, kept: Kept) {
+    tokio::join!(listen(cloud, ring, &news), kept.keep());
 }
 
 /// What the cloud said last.
 type News = tokio::sync::watch::Sender<Option<Arc<proto::Keys>>>;
 
-/// Writes news down. Those that come meanwhile wait for nothing: only the last ones count. A directory of thousands of users
-/// is megabytes, so a pause follows in proportion: writing takes a tenth of the time at most.
-async fn keep(
-    mut news: tokio::sync::watch::Receiver<Option<Arc<proto::Keys>>>,
-    meta: &Arc<dyn MetaStore>,
-    master: &Secret,
-) {
-    while news.changed().await.is_ok() {
-        let Some(keys) = news.borrow_and_update().clone() else { continue };
-        let began = Instant::now();
-        if let Err(error) = remember(meta, master, &keys).await {
+/// The longest pause after news were written down.
+const REST: Duration = Duration::from_secs(1);
+
+/// What is written down of the news.
+#[derive(Clone)]
+struct Kept {
+    news: tokio::sync::watch::Receiver<Option<Arc<proto::Keys>>>,
+    meta: Arc<dyn MetaStore>,
+    master: Secret,
+}
+
+impl Kept {
+    /// Writes news down. Those that come meanwhile wait for nothing: only the last ones count. A directory of thousands of
+    /// users is megabytes, so a pause follows in proportion: writing takes a tenth of the time, unless it takes very long.
+    async fn keep(mut self) {
+        while self.news.changed().await.is_ok() {
+            let began = Instant::now();
+            self.write().await;
+            tokio::time::sleep((began.elapsed() * 9).min(REST)).await;
+        }
+    }
+
+    /// Writes the last news down.
+    async fn write(&mut self) {
+        let Some(keys) = self.news.borrow_and_update().clone() else { return };
+        if let Err(error) = remember(&self.meta, &self.master, &keys).await {
             tracing::warn!(role = "walrus", error = %error, "the keys could not be kept for a restart without the cloud");
         }
-        tokio::time::sleep(began.elapsed() * 9).await;
     }
 }
 

@@ -77,7 +77,7 @@ impl Witness {
             time: shared.clock.now().0,
             remote: peer.source.map(|a| a.to_canonical().to_string()).unwrap_or_default(),
             request_id: id.as_str().to_owned(),
-            key: key.to_owned(),
+            key: key.into_owned(),
             request: format!("{} {target} {:?}", head.method, head.version),
             referer: text(&head.headers, REFERER),
             agent: text(&head.headers, USER_AGENT),

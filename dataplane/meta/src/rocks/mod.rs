@@ -343,8 +343,9 @@ fn scan(db: &DB, scan: &Scan, tier: Tier) -> Result<Option<Vec<Pair>>, MetaError
             return Ok(None);
         }
         if shared.capacity() < len {
-            // The first is small: many scans find little.
-            let piece = if pairs.is_empty() { 256 * scan.limit.min(4) } else { SHARED };
+            // The first is small: many scans find little. The others have room for what is wanted still.
+            let wanted = if pairs.is_empty() { scan.limit.min(4) } else { scan.limit - pairs.len() };
+            let piece = wanted.saturating_mul(len).min(SHARED);
             shared = BytesMut::with_capacity(piece.max(len));
         }
         shared.extend_from_slice(key);
