@@ -111,6 +111,14 @@ pub fn besides(operation: &str, headers: &HeaderMap) -> Vec<Ask> {
     asks
 }
 
+/// Whether an operation takes an object's tags from its headers, and whether its lock.
+pub fn said_by_headers(operation: &str, headers: &HeaderMap) -> (bool, bool) {
+    let puts = matches!(operation, "PutObject" | "CopyObject" | "CreateMultipartUpload" | "PostObject");
+    // A copy has its source's tags unless it says otherwise.
+    let replaces = || headers.get("x-amz-tagging-directive").is_some_and(|directive| directive == "REPLACE");
+    (puts && (operation != "CopyObject" || replaces()), puts)
+}
+
 /// The condition keys that only the body of a request says, by their beginnings: where a policy asks for one, the
 /// request is judged when its body is read ([`confirm`](crate::core::Core::confirm)).
 pub fn said_by_body(operation: &str) -> &'static [&'static str] {

@@ -6,7 +6,7 @@ use karri_base::clock::UnixMicros;
 use time::OffsetDateTime;
 use time::format_description::well_known::{Iso8601, Rfc3339};
 
-use crate::access::Facts;
+use crate::access::{Facts, actions};
 use crate::record::Object;
 use crate::signed_at;
 use crate::usage::Amount;
@@ -48,11 +48,15 @@ pub fn of(facts: &Facts, now: UnixMicros) -> Context {
     if let Some(version) = &facts.version {
         context.text("s3:VersionId", version.clone());
     }
+    // Only what the operation will read: a header that it ignores says nothing of what it does.
+    let (tags, lock) = actions::said_by_headers(facts.operation, &facts.headers);
     for (name, value) in &facts.headers {
         let name = name.as_str();
         let Ok(value) = value.to_str() else { continue };
         match name.strip_prefix("x-amz-") {
             None if matches!(name, "if-match" | "if-none-match") => context.text(&format!("s3:{name}"), value),
+            Some("tagging") if !tags => continue,
+            Some("object-lock-mode" | "object-lock-legal-hold" | "object-lock-retain-until-date") if !lock => continue,
             Some("tagging") => {
                 request_tags(&mut context, karri_base::aws::sigv4::parse_query(value));
                 continue;
@@ -111,10 +115,10 @@ pub fn usage(context: &mut Context, bucket: Amount, account: Amount) {
     }
 }
 
-/// The length of the body that a request announces.
+/// The length of the body that a request announces, as uploads hold it to: of an aws-chunked one, `s3s` has put the decoded
+/// length into Content-Length by now. `x-amz-decoded-content-length` itself may be anything on other requests.
 pub fn length(headers: &HeaderMap) -> Option<u64> {
-    let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse().ok();
-    number("x-amz-decoded-content-length").or_else(|| number("content-length"))
+    headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
 /// `s3:object-lock-...` of the retention that a request gives.
@@ -194,6 +198,7 @@ mod tests {
         headers.insert("x-amz-server-side-encryption", "AES256".parse().unwrap());
         headers.insert("x-amz-object-lock-retain-until-date", "1970-01-03T00:00:01.000Z".parse().unwrap());
         let facts = Facts {
+            operation: "PutObject",
             headers,
             query: vec![("prefix".into(), "p/".into())],
             ..Facts::default()
@@ -211,5 +216,13 @@ mod tests {
             assert_eq!(context.get(key), Some(&[want.to_owned()][..]), "{key}");
         }
         assert_eq!(context.get("s3:RequestObjectTagKeys").unwrap().len(), 2);
+        for operation in ["PutObjectTagging", "PutObjectRetention", "UploadPart", "CopyObject"] {
+            let context = of(&Facts { operation, ..facts.clone() }, UnixMicros(1_000_000));
+            assert_eq!(context.get("s3:RequestObjectTag/a"), None, "{operation}");
+            assert_eq!(context.get(LOCK_DAYS).is_some(), operation == "CopyObject", "{operation}");
+        }
+        let mut facts = Facts { operation: "CopyObject", ..facts };
+        facts.headers.insert("x-amz-tagging-directive", "REPLACE".parse().unwrap());
+        assert!(of(&facts, UnixMicros(1_000_000)).get("s3:RequestObjectTag/a").is_some());
     }
 }

@@ -389,7 +389,8 @@ impl<B: BulkStore> Core<B> {
         let facts = judge.facts;
         let whole = matches!(facts.operation, "PutObject" | "CopyObject" | "PostObject" | "CompleteMultipartUpload");
         let carries = matches!(facts.operation, "PutObject" | "PostObject" | "UploadPart");
-        let length = if carries { context::length(&facts.headers).unwrap_or(0) } else { 0 };
+        // What does not say how long it is may be of any length.
+        let length = if carries { context::length(&facts.headers).unwrap_or(u64::MAX) } else { 0 };
         let more = Amount { objects: i64::from(whole), bytes: i64::try_from(length).unwrap_or(i64::MAX) };
         let more = match facts.key.as_deref().filter(|_| whole) {
             Some(key) => more - self.replaced(bucket, key).await?,

@@ -1,6 +1,6 @@
 //! What a user may who may not do everything: permissions that headers and bodies ask for, and condition keys.
 
-use crate::client::{ACCOUNT, Answer, Walrus};
+use crate::client::{ACCOUNT, Answer, Mode, Walrus};
 use crate::run;
 
 fn allow(actions: &str) -> String {
@@ -227,6 +227,11 @@ fn bodies_say_condition_keys_too() {
         tags("open").await.ok();
         tags("secret").await.is(403, "AccessDenied");
         assert_eq!(w.get("/bucket/k?tagging").await.ok().one("Value"), "open");
+        // The body says what is done, not a header that is ignored.
+        let document = "<Tagging><TagSet><Tag><Key>owner</Key><Value>root</Value></Tag></TagSet></Tagging>";
+        let lying = w.req("PUT", "/bucket/k?tagging").by("AK3").header("x-amz-tagging", "class=open").body(document);
+        lying.send().await.is(403, "AccessDenied");
+        assert_eq!(w.get("/bucket/k?tagging").await.ok().one("Value"), "open");
         // What waits for its body is judged all the same.
         w.limit(&format!("{},{}", allow(r#""s3:GetObject""#), deny("s3:PutObjectTagging", by_value)), None);
         tags("open").await.is(403, "AccessDenied");
@@ -256,6 +261,14 @@ fn bodies_say_condition_keys_too() {
         w.limit(&all_but("s3:PutObjectRetention", r#""StringEquals":{"s3:object-lock-mode":"COMPLIANCE"}"#), None);
         retain("COMPLIANCE", 20).await.is(403, "AccessDenied");
         retain("GOVERNANCE", 20).await.ok();
+        let governed = r#""StringEquals":{"s3:object-lock-mode":"GOVERNANCE"}"#;
+        let put_retention =
+            format!(r#"{{"Effect":"Allow","Action":"s3:PutObjectRetention","Resource":"*","Condition":{{{governed}}}}}"#);
+        w.limit(&put_retention, None);
+        w.put("/bucket/free", "x").await.ok();
+        let none = w.req("PUT", "/bucket/free?retention").by("AK3").header("x-amz-object-lock-mode", "GOVERNANCE");
+        let none = none.header("x-amz-object-lock-retain-until-date", "2140-01-01T00:00:00Z");
+        none.body("<Retention></Retention>").send().await.is(403, "AccessDenied");
         let hold = |status: &str| put("legal-hold", format!("<LegalHold><Status>{status}</Status></LegalHold>"));
         w.limit(&all_but("s3:PutObjectLegalHold", r#""StringEquals":{"s3:object-lock-legal-hold":"OFF"}"#), None);
         hold("ON").await.ok();
@@ -287,7 +300,7 @@ fn requests_have_a_region_and_an_age() {
         w.limit(&all_but("*", r#""NumericGreaterThan":{"s3:signatureAge":"100000"}"#), None);
         get().send().await.ok();
         get().header("test-age", "200").send().await.is(403, "AccessDenied");
-        let presigned = || get().mode(crate::client::Mode::Presigned(600));
+        let presigned = || get().mode(Mode::Presigned(600));
         presigned().send().await.ok();
         presigned().header("test-age", "200").send().await.is(403, "AccessDenied");
         assert_eq!(w.get("/bucket?acl").await.ok().all("ID"), [ACCOUNT, ACCOUNT]);
@@ -310,6 +323,14 @@ fn usage_is_a_condition() {
         // What it replaces is given back.
         put("a", 90).await.ok();
         put("b", 10).await.ok();
+        // Lengths that nobody holds the body to do not count, and no length is no small one.
+        let upload = |n: usize| w.req("PUT", "/bucket/b").by("AK3").body(vec![1; n]);
+        upload(11).header("x-amz-decoded-content-length", "0").send().await.is(403, "AccessDenied");
+        let unsaid = |request: &mut http::Request<_>| drop(request.headers_mut().remove("content-length"));
+        upload(5).mode(Mode::Unsigned).send_with(unsaid).await.is(403, "AccessDenied");
+        upload(5).mode(Mode::Chunks(8192)).send_with(unsaid).await.is(403, "AccessDenied");
+        upload(11).mode(Mode::Chunks(8192)).send().await.is(403, "AccessDenied");
+        upload(10).mode(Mode::Chunks(8192)).send().await.ok();
         let id = w.req("POST", "/bucket/m?uploads").by("AK3").send().await.ok().one("UploadId");
         let part = w.req("PUT", &format!("/bucket/m?partNumber=1&uploadId={id}")).by("AK3").body("part");
         part.send().await.is(403, "AccessDenied");
@@ -327,6 +348,22 @@ fn usage_is_a_condition() {
         let deny = r#"{"Effect":"Deny","Principal":"*","Action":"s3:*","Resource":"arn:aws:s3:::bucket/*","Condition":{"NumericGreaterThan":{"karri:BucketBytes":"0"}}}"#;
         w.put("/bucket?policy", format!(r#"{{"Version":"2012-10-17","Statement":[{deny}]}}"#)).await.ok();
         w.put("/bucket/e", "x").await.is(403, "AccessDenied");
+        w.req("PUT", "/bucket?acl").header("x-amz-acl", "public-read-write").send().await.ok();
+        let form = "--B\r\nContent-Disposition: form-data; name=\"key\"\r\n\r\ne\r\n--B\r\nContent-Disposition: \
+                    form-data; name=\"file\"\r\n\r\nx\r\n--B--\r\n";
+        let form = || {
+            let post = w.req("POST", "/bucket").anonymous();
+            post.header("content-type", "multipart/form-data; boundary=B").body(form).send()
+        };
+        form().await.is(403, "AccessDenied");
+        let limit = |n: u64| {
+            let deny = deny.replace(r#":"0""#, &format!(r#":"{n}""#));
+            w.put("/bucket?policy", format!(r#"{{"Version":"2012-10-17","Statement":[{deny}]}}"#))
+        };
+        limit(1 << 40).await.ok();
+        form().await.is(403, "AccessDenied");
+        limit(i64::MAX as u64).await.ok();
+        form().await.ok();
         w.get("/bucket/a").await.ok();
     });
 }
