@@ -4,7 +4,8 @@
 //! an error before its last byte, so no operation ever sees it, and is answered `BadDigest`. With Signature Version 2 the
 //! MD5 is all that protects a body on its way; a DeleteObjects whose signature leaves its body out needs one of the two.
 //! Leaves to others: objects' data (`body`), documents that `route` reads, and aws-chunked documents, which SDKs do not
-//! send: their chunks have signatures or a trailer.
+//! send: their chunks have signatures. Without those nothing protects them (nobody compares a document's trailer), so a
+//! DeleteObjects is refused.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -39,11 +40,18 @@ impl Promised {
     /// # Errors
     /// `InvalidDigest`; `InvalidRequest` for a DeleteObjects whose body nothing protects.
     pub fn of(head: &Parts, framing: Framing) -> Result<Option<Self>> {
-        if framing != Framing::Plain || !matches!(head.method, Method::PUT | Method::POST) {
+        if !matches!(head.method, Method::PUT | Method::POST) {
             return Ok(None);
         }
         let query = parse_query(head.uri.query().unwrap_or_default());
         let has = |name: &str| query.iter().any(|(n, _)| n == name);
+        let deletes = head.method == Method::POST && has("delete");
+        match framing {
+            Framing::Plain => {}
+            Framing::Signed if !deletes || is_version_4(&head.headers) => return Ok(None),
+            Framing::Unsigned if !deletes => return Ok(None),
+            Framing::Signed | Framing::Unsigned => return Err(unprotected()),
+        }
         let of_object = head.uri.path().trim_start_matches('/').split_once('/').is_some_and(|(_, key)| !key.is_empty());
         if head.method == Method::PUT && of_object && !OF_OBJECTS.iter().any(|name| has(name)) {
             return Ok(None);
@@ -55,17 +63,20 @@ impl Promised {
         let mut value = None;
         for &algorithm in all {
             let Some(text) = text(&head.headers, algorithm.header()) else { continue };
+            if value.is_some() {
+                return Err(Error::new(
+                    Kind::InvalidRequest,
+                    "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.",
+                ));
+            }
             let bytes = digest::parse_value(algorithm, text).ok_or_else(|| {
                 Error::new(Kind::InvalidRequest, format!("Value for {} header is invalid.", algorithm.header()))
             })?;
             value = Some((algorithm, bytes));
         }
         if md5.is_none() && value.is_none() {
-            if head.method == Method::POST && has("delete") && !signs_body(&head.headers) {
-                return Err(Error::new(
-                    Kind::InvalidRequest,
-                    "Missing required header for this request: Content-MD5 OR x-amz-checksum-*",
-                ));
+            if deletes && !signs_body(&head.headers) {
+                return Err(unprotected());
             }
             return Ok(None);
         }
@@ -93,10 +104,19 @@ fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     headers.get(name).map(|value| value.to_str().unwrap_or("?"))
 }
 
+fn unprotected() -> Error {
+    Error::new(Kind::InvalidRequest, "Missing required header for this request: Content-MD5 OR x-amz-checksum-*")
+}
+
+/// True for a signature of version 4 in the header: version 2 has nothing to do with the body.
+fn is_version_4(headers: &HeaderMap) -> bool {
+    text(headers, "authorization").is_some_and(|authorization| authorization.starts_with("AWS4-"))
+}
+
 /// True where a request's signature is over its body's SHA-256.
 fn signs_body(headers: &HeaderMap) -> bool {
     let hash = text(headers, "x-amz-content-sha256").unwrap_or_default();
-    headers.contains_key(http::header::AUTHORIZATION) && hash.len() == 64 && !hash.starts_with("UNSIGNED")
+    is_version_4(headers) && hash.len() == 64 && !hash.starts_with("UNSIGNED")
 }
 
 /// A body that is compared with what was promised.
@@ -186,6 +206,17 @@ mod tests {
         check("POST", "/b?delete", &signed[1..], Err(Kind::InvalidRequest));
         check("POST", "/b?delete", &[("authorization", "AWS k:s")], Err(Kind::InvalidRequest));
         check("POST", "/b?delete", &[("authorization", "AWS k:s"), md5], Ok(true));
+        check("POST", "/b?delete", &[("authorization", "AWS k:s"), signed[1]], Err(Kind::InvalidRequest));
+        check("POST", "/b?delete", &[crc, ("x-amz-checksum-crc32c", "AAAAAA==")], Err(Kind::InvalidRequest));
+        for (framing, headers, want) in [
+            (Framing::Signed, &signed[..], Ok(false)),
+            (Framing::Signed, &[("authorization", "AWS k:s"), md5][..], Err(Kind::InvalidRequest)),
+            (Framing::Unsigned, &signed[..], Err(Kind::InvalidRequest)),
+        ] {
+            let got = Promised::of(&head("POST", "/b?delete", headers), framing);
+            assert_eq!(got.map(|p| p.is_some()).map_err(|e| e.kind), want, "{framing:?} {headers:?}");
+            assert!(Promised::of(&head("PUT", "/b/k", headers), framing).unwrap().is_none());
+        }
     }
 
     #[test]
