@@ -69,6 +69,17 @@ pub const LIST_BUCKET: Ask = Ask::new("s3:ListBucket", Level::Bucket, Some(Permi
 /// Setting an object's list as it is put. Who may write into the bucket by its list may.
 pub const SET_ACL: Ask = Ask::new("s3:PutObjectAcl", Level::Content, Some(Permission::Write));
 
+/// Reading an object's tags: what a copy that takes them along asks of its source.
+pub const GET_TAGGING: Ask = Ask {
+    action: "s3:GetObjectTagging",
+    versioned: "s3:GetObjectVersionTagging",
+    level: Level::Object,
+    permission: None,
+};
+
+/// Setting an object's tags as it is put.
+pub const SET_TAGGING: Ask = Ask::new("s3:PutObjectTagging", Level::Content, Some(Permission::Write));
+
 /// What an upload's or a new bucket's headers ask for besides: what they set has operations, and permissions, of its own.
 pub fn besides(operation: &str, headers: &HeaderMap) -> Vec<Ask> {
     let value = |name: &str| headers.get(name).map(|v| v.as_bytes().trim_ascii()).filter(|v| !v.is_empty());
@@ -82,7 +93,7 @@ pub fn besides(operation: &str, headers: &HeaderMap) -> Vec<Ask> {
                 asks.push(SET_ACL);
             }
             if has("x-amz-tagging") {
-                asks.push(object("s3:PutObjectTagging"));
+                asks.push(SET_TAGGING);
             }
             if has("x-amz-object-lock-mode") || has("x-amz-object-lock-retain-until-date") {
                 asks.push(object("s3:PutObjectRetention"));
@@ -167,7 +178,7 @@ pub fn ask(operation: &str) -> Option<Ask> {
         "GetObjectAttributes" => versions("s3:GetObject", "s3:GetObjectVersion", Some(Read)),
         "GetObjectAcl" => versions("s3:GetObjectAcl", "s3:GetObjectVersionAcl", Some(ReadAcp)),
         "PutObjectAcl" => versions("s3:PutObjectAcl", "s3:PutObjectVersionAcl", Some(WriteAcp)),
-        "GetObjectTagging" => versions("s3:GetObjectTagging", "s3:GetObjectVersionTagging", None),
+        "GetObjectTagging" => Some(GET_TAGGING),
         "PutObjectTagging" => versions("s3:PutObjectTagging", "s3:PutObjectVersionTagging", None),
         "DeleteObjectTagging" => versions("s3:DeleteObjectTagging", "s3:DeleteObjectVersionTagging", None),
         "GetObjectRetention" => plain("s3:GetObjectRetention", Object),

@@ -20,6 +20,8 @@ pub const LOCATION: &str = "s3:LocationConstraint";
 pub const LEGAL_HOLD: &str = "s3:object-lock-legal-hold";
 /// Tags of an object that is there.
 pub const EXISTING_TAG: &str = "s3:ExistingObjectTag/";
+/// Tags that a request gives.
+pub const REQUEST_TAG: &str = "s3:RequestObjectTag";
 /// What is in an upload's bucket, and in its account, with it.
 pub const USAGE: &str = "karri:";
 const LOCK_MODE: &str = "s3:object-lock-mode";
@@ -197,12 +199,8 @@ mod tests {
         headers.insert("x-amz-copy-source", "/b/k%20x".parse().unwrap());
         headers.insert("x-amz-server-side-encryption", "AES256".parse().unwrap());
         headers.insert("x-amz-object-lock-retain-until-date", "1970-01-03T00:00:01.000Z".parse().unwrap());
-        let facts = Facts {
-            operation: "PutObject",
-            headers,
-            query: vec![("prefix".into(), "p/".into())],
-            ..Facts::default()
-        };
+        let facts =
+            Facts { operation: "PutObject", headers, query: vec![("prefix".into(), "p/".into())], ..Facts::default() };
         let context = of(&facts, UnixMicros(1_000_000));
         for (key, want) in [
             ("s3:x-amz-acl", "public-read"),

@@ -92,6 +92,9 @@ pub struct Leave {
     pub charged: bool,
     /// True where it was let in by a list, and would not have been without.
     pub by_acl: bool,
+    /// True where the answer came from an object's record, or from its absence: what is read later is judged as it is read
+    /// ([`Core::may_read`]).
+    pub by_record: bool,
     /// True where the operation asks again with what the body says ([`Core::confirm`]): nothing was judged yet.
     pub awaits_body: bool,
     /// What it puts is a replica of the version with this id.
@@ -123,6 +126,7 @@ struct Judge<'r> {
     context: OnceCell<Context>,
     account: Option<&'r AccountId>,
     by_acl: Cell<bool>,
+    by_record: Cell<bool>,
 }
 
 impl Judge<'_> {
@@ -169,8 +173,9 @@ impl Judge<'_> {
     /// The same with other condition keys.
     fn with(&self, context: Context) -> Self {
         let (facts, now, region, account) = (self.facts, self.now, self.region, self.account);
-        let by_acl = Cell::new(self.by_acl.get());
-        Self { facts, now, region, account, identity: self.identity.clone(), context: OnceCell::from(context), by_acl }
+        let (by_acl, by_record) = (self.by_acl.clone(), self.by_record.clone());
+        let (identity, context) = (self.identity.clone(), OnceCell::from(context));
+        Self { facts, now, region, account, identity, context, by_acl, by_record }
     }
 
     fn context(&self) -> &Context {
@@ -346,6 +351,7 @@ impl<B: BulkStore> Core<B> {
             leave.charged |= judge.pays(&known)?;
             leave.buckets.push(source.bucket);
         }
+        leave.by_record = judge.by_record.get();
         leave.facts = facts;
         Ok(Caller { key, leave: Arc::new(leave) })
     }
@@ -355,11 +361,8 @@ impl<B: BulkStore> Core<B> {
     /// # Errors
     /// `AccessDenied`.
     pub async fn may(&self, caller: &Caller, ask: Ask, bucket: &str, key: &str, version: Option<&str>) -> Result<()> {
-        let known = self.known(bucket).await?;
-        let judge = self.judge(&caller.leave.facts);
-        let facts =
-            Facts { key: Some(key.to_owned()), version: version.map(str::to_owned), ..caller.leave.facts.clone() };
-        self.judge_one(&judge, &facts, &known, bucket, ask).await.map(drop)
+        let (bucket, key, version) = (bucket.to_owned(), key.to_owned(), version.map(str::to_owned));
+        self.may_with(caller, ask, context::Source { bucket, key, version }, None).await
     }
 
     /// Judges a request that waited for its body, with the condition keys that the body has; one that did not wait is
@@ -381,6 +384,67 @@ impl<B: BulkStore> Core<B> {
             Level::Service => self.judge_service(&judge, facts, ask, Some(bucket)),
             _ => self.judge_one(&judge, facts, &*self.known(bucket).await?, bucket, ask).await.map(drop),
         }
+    }
+
+    /// Judges the record that a request reads its object's data by. It was let in by what was there then: that may have been
+    /// replaced, or come to be, since.
+    ///
+    /// # Errors
+    /// `AccessDenied`; `NoSuchBucket`.
+    pub async fn may_read(
+        &self,
+        caller: &Caller,
+        bucket: &str,
+        key: &str,
+        which: Which,
+        object: &Object,
+    ) -> Result<()> {
+        if !caller.leave.by_record {
+            return Ok(());
+        }
+        let source = context::Source { bucket: bucket.to_owned(), key: key.to_owned(), version: which.text() };
+        self.may_with(caller, GET_OBJECT, source, Some(object)).await
+    }
+
+    async fn may_with(
+        &self,
+        caller: &Caller,
+        ask: Ask,
+        source: context::Source,
+        object: Option<&Object>,
+    ) -> Result<()> {
+        let known = self.known(&source.bucket).await?;
+        let judge = self.judge(&caller.leave.facts);
+        let facts = Facts { key: Some(source.key), version: source.version, ..caller.leave.facts.clone() };
+        self.judge_seen(&judge, &facts, &known, &source.bucket, ask, object).await.map(drop)
+    }
+
+    /// Judges the tags that a CopyObject takes along from its source: reading them there and setting them at its own place.
+    ///
+    /// # Errors
+    /// `AccessDenied`.
+    pub async fn may_take_tags(&self, caller: &Caller, source: context::Source, from: &Object) -> Result<()> {
+        if from.tags.0.is_empty() {
+            return Ok(());
+        }
+        self.may_with(caller, actions::GET_TAGGING, source, Some(from)).await?;
+        let facts = &caller.leave.facts;
+        let name = facts.bucket.as_deref().ok_or(Kind::AccessDenied)?;
+        let known = self.known(name).await?;
+        let judge = self.judge(facts);
+        let mut context = match judge.asks(Some(&known), context::USAGE) {
+            true => self.counted(&judge, &known).await?,
+            false => judge.context().clone(),
+        };
+        context::request_tags(&mut context, from.tags.0.iter().cloned());
+        let judge = judge.with(context);
+        judge_beside(&judge, facts, &known, name, actions::SET_TAGGING)?;
+        if judge.asks(Some(&known), context::REQUEST_TAG) {
+            // The copy itself was judged without them.
+            let ask = self.first_ask(facts)?.ok_or(Kind::AccessDenied)?;
+            self.judge_one(&judge, facts, &known, name, ask).await?;
+        }
+        Ok(())
     }
 
     /// A request's condition keys with how much its bucket and its account would have after it, as far as its head says.
@@ -412,6 +476,7 @@ impl<B: BulkStore> Core<B> {
             context: OnceCell::new(),
             account: facts.who.as_ref().map(|w| &w.key.account),
             by_acl: Cell::new(false),
+            by_record: Cell::new(false),
         }
     }
 
@@ -440,6 +505,19 @@ impl<B: BulkStore> Core<B> {
 
     /// Judges one action; true where the caller may also know what is in the bucket.
     async fn judge_one(&self, judge: &Judge<'_>, facts: &Facts, known: &Known, name: &str, ask: Ask) -> Result<bool> {
+        self.judge_seen(judge, facts, known, name, ask, None).await
+    }
+
+    /// The same with the object's record, where that is at hand.
+    async fn judge_seen(
+        &self,
+        judge: &Judge<'_>,
+        facts: &Facts,
+        known: &Known,
+        name: &str,
+        ask: Ask,
+        seen: Option<&Object>,
+    ) -> Result<bool> {
         let settings = &known.settings;
         let action = ask.of(facts.version.is_some());
         if judge.is_unlimited_in(known) && known.policy.is_none() && (ask.level != Level::Object || !known.shared) {
@@ -487,8 +565,17 @@ impl<B: BulkStore> Core<B> {
             refuse(first, facts, action, &resource)?;
             return Ok(own || may_list());
         }
-        let key = facts.key.as_deref().unwrap_or_default();
-        let Some(object) = self.object_judged(known, key, facts.version.as_deref()).await? else {
+        judge.by_record.set(true);
+        let read;
+        let object = match seen {
+            Some(_) => seen,
+            None => {
+                let key = facts.key.as_deref().unwrap_or_default();
+                read = self.object_judged(known, key, facts.version.as_deref()).await?;
+                read.as_ref()
+            }
+        };
+        let Some(object) = object else {
             // Absent: whoever may list learns that, the others learn nothing.
             if matches!(first, Decision::ExplicitDeny(_)) || !may_list() {
                 return refuse(first, facts, action, &resource).and(Err(Kind::AccessDenied.into()));
@@ -510,7 +597,7 @@ impl<B: BulkStore> Core<B> {
         let outer = judge;
         let judge = if reads_tags {
             let mut context = judge.context().clone();
-            context::existing_tags(&mut context, &object);
+            context::existing_tags(&mut context, object);
             tagged = judge.with(context);
             &tagged
         } else {

@@ -26,6 +26,7 @@ pub async fn get_object_attributes<B: BulkStore>(
     let bucket = core.bucket(caller, &input.bucket, owner, Access::Read).await?;
     let at = core.version_to_read(bucket.value.id, &input.key, Which::new(input.version_id.as_deref())?).await?;
     let object = at.seen.value;
+    core.may_read(caller, &input.bucket, &input.key, Which::new(input.version_id.as_deref())?, &object).await?;
     let customer = customer_key!(input)?;
     core.object_key(&bucket.value, object.sealed.as_ref(), customer.as_ref()).await?;
     // `s3s` gives each header as one value, whatever commas it has.

@@ -6,6 +6,7 @@ use s3s::S3Request;
 use s3s::dto::{CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, MetadataDirective, TaggingDirective};
 
 use super::input::{checksum_asked, encryption_asked, lock_asked};
+use crate::access::context;
 use crate::accesslog::Beside;
 use crate::body::{self, Expected, Incoming, PUT_MAX, Seal, Stored};
 use crate::core::{Caller, CoreRef};
@@ -117,6 +118,11 @@ pub async fn copy_object<B: BulkStore>(
             Kind::InvalidRequest,
             "The specified copy source is larger than the maximum allowable size for a copy source: 5368709120",
         ));
+    }
+    if !replace_tags && let CopySource::Bucket { bucket, key, version_id } = &input.copy_source {
+        let (bucket, key) = (bucket.to_string(), key.to_string());
+        let place = context::Source { bucket, key, version: version_id.as_deref().map(str::to_owned) };
+        core.may_take_tags(caller, place, from).await?;
     }
     let kept = copied_headers(from, attributes, replace);
     // The checksum that the source has, unless another one is asked for; a composite one becomes the whole object's.

@@ -230,6 +230,7 @@ pub struct Readable {
 pub async fn find<B: BulkStore>(core: &CoreRef<B>, caller: &Caller, wanted: &Wanted<'_>) -> Result<Readable> {
     let bucket = core.bucket(caller, wanted.bucket, wanted.owner, Access::Read).await?;
     let seen = core.version_to_read(bucket.value.id, wanted.key, wanted.which).await?.seen;
+    core.may_read(caller, wanted.bucket, wanted.key, wanted.which, &seen.value).await?;
     wanted.conditions.check(&seen.value, wanted.copying)?;
     let key = core.object_key(&bucket.value, seen.value.sealed.as_ref(), wanted.customer).await;
     if key.is_err()

@@ -1,7 +1,13 @@
 //! What a user may who may not do everything: permissions that headers and bodies ask for, and condition keys.
 
-use crate::client::{ACCOUNT, Answer, Mode, Walrus};
+use crate::client::{ACCOUNT, Answer, Mode, OTHER, Walrus};
 use crate::run;
+use karri_objectstore::access::Facts;
+use karri_objectstore::core::Caller;
+use karri_objectstore::error::Kind;
+use karri_objectstore::ops::condition::ReadConditions;
+use karri_objectstore::ops::get::{Selection, Wanted, find};
+use karri_objectstore::versions::Which;
 
 fn allow(actions: &str) -> String {
     format!(r#"{{"Effect":"Allow","Action":[{actions}],"Resource":"*"}}"#)
@@ -262,8 +268,9 @@ fn bodies_say_condition_keys_too() {
         retain("COMPLIANCE", 20).await.is(403, "AccessDenied");
         retain("GOVERNANCE", 20).await.ok();
         let governed = r#""StringEquals":{"s3:object-lock-mode":"GOVERNANCE"}"#;
-        let put_retention =
-            format!(r#"{{"Effect":"Allow","Action":"s3:PutObjectRetention","Resource":"*","Condition":{{{governed}}}}}"#);
+        let put_retention = format!(
+            r#"{{"Effect":"Allow","Action":"s3:PutObjectRetention","Resource":"*","Condition":{{{governed}}}}}"#
+        );
         w.limit(&put_retention, None);
         w.put("/bucket/free", "x").await.ok();
         let none = w.req("PUT", "/bucket/free?retention").by("AK3").header("x-amz-object-lock-mode", "GOVERNANCE");
@@ -284,6 +291,97 @@ fn bodies_say_condition_keys_too() {
         w.limit(&all_but("s3:CreateBucket", r#""StringEquals":{"s3:LocationConstraint":"us-east-1"}"#), None);
         create(place).await.is(403, "AccessDenied");
         create("").await.ok();
+    });
+}
+
+#[test]
+fn copies_of_tags_are_reading_and_writing_them() {
+    run(|| async {
+        let w = Walrus::new().await;
+        for bucket in ["/source", "/target"] {
+            w.put(bucket, "").await.ok();
+        }
+        for (key, tags) in [("secret", "class=secret"), ("public", "class=public"), ("plain", "")] {
+            let upload = w.req("PUT", &format!("/source/{key}")).header("x-amz-acl", "public-read").body("x");
+            upload.header("x-amz-tagging", tags).send().await.ok();
+        }
+        let copy = |by: &'static str, key: &str| {
+            let bucket = if by == "AK3" { "/target" } else { "/theirs" };
+            w.req("PUT", &format!("{bucket}/{key}")).by(by).header("x-amz-copy-source", format!("/source/{key}"))
+        };
+        let replaced = |by, key| copy(by, key).header("x-amz-tagging-directive", "REPLACE");
+        w.req("PUT", "/theirs").by("AK2").send().await.ok();
+        // Another account's object may be read, its tags may not.
+        copy("AK2", "plain").send().await.ok();
+        replaced("AK2", "secret").send().await.ok();
+        copy("AK2", "secret").send().await.is(403, "AccessDenied");
+        let reads = format!(
+            r#"{{"Version":"2012-10-17","Statement":[{{"Effect":"Allow","Principal":{{"AWS":"{OTHER}"}},"Action":"s3:GetObjectTagging","Resource":"arn:aws:s3:::source/secret"}}]}}"#
+        );
+        w.put("/source?policy", reads).await.ok();
+        copy("AK2", "secret").send().await.ok();
+        copy("AK2", "public").send().await.is(403, "AccessDenied");
+        assert_eq!(w.req("GET", "/theirs/secret?tagging").by("AK2").send().await.ok().one("Value"), "secret");
+        w.req("DELETE", "/source?policy").send().await.ok();
+
+        w.limit(&all_but("s3:PutObjectTagging", ""), None);
+        copy("AK3", "plain").send().await.ok();
+        replaced("AK3", "secret").send().await.ok();
+        copy("AK3", "secret").send().await.is(403, "AccessDenied");
+        w.limit(&all_but("s3:GetObjectTagging", ""), None);
+        copy("AK3", "secret").send().await.is(403, "AccessDenied");
+        for action in ["s3:PutObjectTagging", "s3:PutObject"] {
+            let secret = r#""StringEquals":{"s3:RequestObjectTag/class":"secret"}"#;
+            w.limit(&all_but(action, secret), None);
+            copy("AK3", "public").send().await.ok();
+            copy("AK3", "secret").send().await.is(403, "AccessDenied");
+            copy("AK3", "secret").header("x-amz-tagging", "class=public").send().await.is(403, "AccessDenied");
+            replaced("AK3", "secret").header("x-amz-tagging", "class=public").send().await.ok();
+            replaced("AK3", "public").header("x-amz-tagging", "class=secret").send().await.is(403, "AccessDenied");
+        }
+        let public = r#"{"Effect":"Allow","Action":"s3:PutObjectTagging","Resource":"*","Condition":{"StringEquals":{"s3:RequestObjectTag/class":"public"}}}"#;
+        w.limit(&format!("{},{public}", allow(r#""s3:Get*","s3:PutObject""#)), None);
+        copy("AK3", "public").send().await.ok();
+        copy("AK3", "secret").header("x-amz-tagging", "class=public").send().await.is(403, "AccessDenied");
+        assert_eq!(w.get("/target/public?tagging").await.ok().one("Value"), "public");
+    });
+}
+
+#[test]
+fn what_is_read_is_what_was_judged() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/bucket", "").await.ok();
+        let (conditions, selection) = (ReadConditions::default(), Selection::Whole);
+        let facts = || Facts {
+            operation: "GetObject",
+            bucket: Some("bucket".into()),
+            key: Some("k".into()),
+            ..Facts::default()
+        };
+        let read = |caller: Caller| {
+            let (core, conditions, selection) = (&w.core, &conditions, &selection);
+            async move {
+                let (bucket, key, which) = ("bucket", "k", Which::Current);
+                let wanted =
+                    Wanted { bucket, key, which, owner: None, conditions, selection, copying: false, customer: None };
+                find(core, &caller, &wanted).await.map(drop).map_err(|e| e.kind)
+            }
+        };
+        let open = r#"{"Effect":"Allow","Principal":"*","Action":"s3:GetObject","Resource":"arn:aws:s3:::bucket/*","Condition":{"StringEquals":{"s3:ExistingObjectTag/class":"open"}}}"#;
+        let list = r#"{"Effect":"Allow","Principal":"*","Action":"s3:ListBucket","Resource":"arn:aws:s3:::bucket"}"#;
+        w.put("/bucket?policy", format!(r#"{{"Version":"2012-10-17","Statement":[{open},{list}]}}"#)).await.ok();
+        // Absent, then there; open, then secret.
+        let absent = w.core.admit(facts()).await.unwrap();
+        assert_eq!(read(absent.clone()).await, Err(Kind::NoSuchKey));
+        let put = |class: &str| w.req("PUT", "/bucket/k").header("x-amz-tagging", format!("class={class}")).body("x");
+        put("secret").send().await.ok();
+        assert_eq!(read(absent).await, Err(Kind::AccessDenied));
+        put("open").send().await.ok();
+        let admitted = w.core.admit(facts()).await.unwrap();
+        assert_eq!(read(admitted.clone()).await, Ok(()));
+        put("secret").send().await.ok();
+        assert_eq!(read(admitted).await, Err(Kind::AccessDenied));
     });
 }
 
