@@ -20,6 +20,7 @@ use karri_base::aws::sigv4::uri_encode;
 use karri_base::clock::UnixMicros;
 use karri_bulk::BulkStore;
 use karri_engine::exec;
+use karri_engine::pace::{Pace, Rate};
 use s3s::service::S3Service;
 use s3s::{S3Error, StdError};
 use send_wrapper::SendWrapper;
@@ -452,13 +453,50 @@ pub(crate) fn now() -> Duration {
     if exec::on_executor() { exec::now() } else { Duration::ZERO }
 }
 
-/// A request body with its framing followed and its pauses limited.
+const TOO_SLOW: &str = "less came than 1 KiB a second";
+
+fn stalled(why: &str) -> StdError {
+    std::io::Error::other(format!("{}: {why}", guard::STALLED)).into()
+}
+
+/// A wait for the client to send.
+struct Wait {
+    since: Duration,
+    /// Up to when its pace has been judged.
+    judged: Duration,
+    sleep: Pin<Box<exec::Sleep>>,
+}
+
+impl Wait {
+    fn begin(pace: &Pace) -> Self {
+        Self { since: now(), judged: now(), sleep: Box::pin(exec::sleep(STALL.min(pace.left()))) }
+    }
+
+    /// Ready when the client has been waited for long enough; says why.
+    fn poll(&mut self, cx: &mut Context<'_>, pace: &mut Pace) -> Poll<String> {
+        loop {
+            std::task::ready!(self.sleep.as_mut().poll(cx));
+            let now = now();
+            if now >= self.since + STALL {
+                return Poll::Ready(format!("nothing came for {} s", STALL.as_secs()));
+            }
+            if !pace.moved(0, now.saturating_sub(self.judged)) {
+                return Poll::Ready(TOO_SLOW.to_owned());
+            }
+            self.judged = now;
+            self.sleep.reset((self.since + STALL).min(now + pace.left()));
+        }
+    }
+}
+
+/// A request body with its framing followed, its pauses limited, and a least rate ([`Rate`]'s default) while it is waited for.
 struct Guarded<R> {
     inner: R,
     framing: Framing,
     chunks: Option<Chunks>,
     out: VecDeque<Bytes>,
-    stall: Option<Pin<Box<exec::Sleep>>>,
+    wait: Option<Wait>,
+    pace: Pace,
     metrics: Metrics,
     /// For the client to send.
     waited: Rc<Cell<Duration>>,
@@ -466,7 +504,8 @@ struct Guarded<R> {
 
 impl<R> Guarded<R> {
     fn new(inner: R, framing: Framing, metrics: Metrics, waited: Rc<Cell<Duration>>) -> Self {
-        Self { inner, framing, chunks: Chunks::new(framing), out: VecDeque::new(), stall: None, metrics, waited }
+        let pace = Pace::new(Rate::default());
+        Self { inner, framing, chunks: Chunks::new(framing), out: VecDeque::new(), wait: None, pace, metrics, waited }
     }
 }
 
@@ -486,15 +525,23 @@ where
                     if !exec::on_executor() {
                         return Poll::Pending;
                     }
-                    let sleep = self.stall.get_or_insert_with(|| Box::pin(exec::sleep(STALL)));
-                    std::task::ready!(sleep.as_mut().poll(cx));
-                    let text = format!("{}: nothing came for {} s", guard::STALLED, STALL.as_secs());
-                    return Poll::Ready(Some(Err(std::io::Error::other(text).into())));
+                    let pace = &mut self.pace;
+                    let wait = self.wait.get_or_insert_with(|| Wait::begin(pace));
+                    let why = std::task::ready!(wait.poll(cx, pace));
+                    return Poll::Ready(Some(Err(stalled(&why))));
                 }
             };
-            if let Some(stall) = self.stall.take() {
-                let since = stall.deadline().saturating_sub(STALL);
-                self.waited.set(self.waited.get() + now().saturating_sub(since));
+            let wait = self.wait.take();
+            let waited = wait.as_ref().map_or(Duration::ZERO, |wait| now().saturating_sub(wait.since));
+            self.waited.set(self.waited.get() + waited);
+            let bytes = match &frame {
+                Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
+                // The end, whatever it is, is not late.
+                None | Some(Err(_)) => usize::MAX,
+            };
+            let unjudged = wait.map_or(Duration::ZERO, |wait| now().saturating_sub(wait.judged));
+            if !self.pace.moved(bytes as u64, unjudged) {
+                return Poll::Ready(Some(Err(stalled(TOO_SLOW))));
             }
             match frame {
                 None => return Poll::Ready(None),

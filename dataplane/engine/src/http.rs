@@ -19,15 +19,16 @@
 //!
 //! Bounds of one `serve`: `connections` at once (more wait in the kernel's backlog of 1,024, then their SYNs); a request's
 //! head must be complete `header_read` after its first byte; a connection on which no byte moves for `idle` is closed,
-//! unless a service is at work on it. A service that waits for a slow client's body bounds that itself
+//! unless a service is at work on it; one whose client takes its answers below `slowest` is closed. A service that waits for a slow client's body bounds that itself
 //! ([`crate::timeout`] around a frame). Each connection's time-outs are one timer, whatever the number of requests. A TLS
 //! handshake has `header_read`, too.
 //!
 //! Over HTTP/2 [`STREAMS`] requests go on at once, a head has at most 64 KiB, and heads share the `idle` time. There only
 //! bytes of answers keep a connection without a request open: PING and what else costs a client nothing do not. An answer
-//! of which the client takes nothing for `idle` ends with a reset of its stream, whatever the others do.
+//! of which the client takes nothing for `idle`, or less than `slowest`, ends with a reset of its stream, whatever the others
+//! do.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -47,6 +48,7 @@ use rustls::ServerConfig;
 use crate::drain::Drain;
 use crate::http2::{self, Frames};
 use crate::net::{Listener, Stream};
+use crate::pace::{Pace, Rate};
 use crate::sync::Semaphore;
 use crate::tls::TlsStream;
 use crate::{detach, now, sleep, timeout};
@@ -71,6 +73,8 @@ pub struct Limits {
     pub header_read: Duration,
     /// Without a byte either way while no service is at work.
     pub idle: Duration,
+    /// How slowly a client may take its answers; the time that it is waited for counts.
+    pub slowest: Rate,
     /// For what is open when draining begins; then it is cut off.
     pub drain: Duration,
     /// A request head's bytes, and what hyper reads ahead of a body.
@@ -85,6 +89,7 @@ impl Default for Limits {
             connections: 4096,
             header_read: Duration::from_secs(30),
             idle: Duration::from_secs(75),
+            slowest: Rate::default(),
             drain: Duration::from_secs(30),
             buffer: 256 << 10,
             headers: 128,
@@ -236,7 +241,7 @@ where
     B: Body + 'static,
     B::Error: Into<BoxError>,
 {
-    let watch = Watch::new(true);
+    let watch = Watch::new(true, limits.slowest);
     let service = Watched { service, watch: watch.clone() };
     let mut builder = http1::Builder::new();
     builder.header_read_timeout(None).max_buf_size(limits.buffer.max(8192)).max_headers(limits.headers).writev(true);
@@ -253,8 +258,9 @@ where
     B: Body + 'static,
     B::Error: Into<BoxError>,
 {
-    let watch = Watch::new(false);
-    let (streams, service) = http2::bounded(Watched { service, watch: watch.clone() }, limits.idle);
+    let watch = Watch::new(false, limits.slowest);
+    let watched_service = Watched { service, watch: watch.clone() };
+    let (streams, service) = http2::bounded(watched_service, limits.idle, limits.slowest);
     let mut builder = hyper::server::conn::http2::Builder::new(streams);
     builder
         .max_concurrent_streams(STREAMS)
@@ -319,6 +325,7 @@ async fn watched<C, E>(
             return Poll::Ready(result.map_err(|e| e.to_string()));
         }
         while timer.as_mut().poll(cx).is_ready() {
+            watch.look();
             match watch.deadline(limits) {
                 Some(at) if at <= now() => return Poll::Ready(Err("time-out".to_owned())),
                 Some(at) => timer.reset(at),
@@ -344,11 +351,53 @@ struct Watch {
     last: Cell<Duration>,
     /// True where bytes that no service is at work on are a head: not so for HTTP/2, whose frames may be anything.
     heads: bool,
+    /// How fast the client takes what is for it.
+    pace: RefCell<Pace>,
+    /// Since when the client is waited for to take more.
+    full_since: Cell<Option<Duration>>,
+    /// It was too slow.
+    slow: Cell<bool>,
 }
 
 impl Watch {
-    fn new(heads: bool) -> Rc<Self> {
-        Rc::new(Self { busy: Cell::new(0), head_since: Cell::new(None), last: Cell::new(now()), heads })
+    fn new(heads: bool, slowest: Rate) -> Rc<Self> {
+        Rc::new(Self {
+            busy: Cell::new(0),
+            head_since: Cell::new(None),
+            last: Cell::new(now()),
+            heads,
+            pace: RefCell::new(Pace::new(slowest)),
+            full_since: Cell::new(None),
+            slow: Cell::new(false),
+        })
+    }
+
+    /// So many bytes were written, or (none) the client does not take any now.
+    fn wrote(&self, bytes: Option<usize>) {
+        match bytes {
+            None if self.full_since.get().is_none() => self.full_since.set(Some(now())),
+            None => {}
+            Some(n) => {
+                let waited = self.full_since.take().map_or(Duration::ZERO, |since| now().saturating_sub(since));
+                self.moved(n, waited);
+            }
+        }
+    }
+
+    /// Judges a wait that goes on.
+    fn look(&self) {
+        let Some(since) = self.full_since.get() else { return };
+        let waited = now().saturating_sub(since);
+        if waited >= self.pace.borrow().left() {
+            self.full_since.set(Some(now()));
+            self.moved(0, waited);
+        }
+    }
+
+    fn moved(&self, bytes: usize, waited: Duration) {
+        if !self.pace.borrow_mut().moved(bytes as u64, waited) {
+            self.slow.set(true);
+        }
     }
 
     fn received(&self) {
@@ -368,11 +417,16 @@ impl Watch {
     }
 
     fn deadline(&self, limits: &Limits) -> Option<Duration> {
+        if self.slow.get() {
+            return Some(Duration::ZERO);
+        }
+        let judged = self.full_since.get().map(|since| since + self.pace.borrow().left());
         if self.busy.get() > 0 {
-            return None;
+            return judged;
         }
         let idle = self.last.get() + limits.idle;
-        Some(self.head_since.get().map_or(idle, |since| idle.min(since + limits.header_read)))
+        let idle = self.head_since.get().map_or(idle, |since| idle.min(since + limits.header_read));
+        Some(judged.map_or(idle, |at| at.min(idle)))
     }
 }
 
@@ -491,7 +545,13 @@ impl<T: Transport> hyper::rt::Write for Io<T> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let n = ready!(self.stream.poll_write(cx, slices))?;
+        let written = self.stream.poll_write(cx, slices);
+        let Poll::Ready(written) = written else {
+            self.watch.wrote(None);
+            return Poll::Pending;
+        };
+        let n = written?;
+        self.watch.wrote(Some(n));
         if self.frames.as_mut().is_none_or(|frames| frames.wrote(slices, n)) {
             self.watch.sent();
         }

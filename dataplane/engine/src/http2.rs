@@ -7,12 +7,12 @@
 //! - [`Pieces`] hands an answer's body over in small pieces and notes when the last one was taken: hyper asks for the next
 //!   one once the client's window and a bounded buffer have had room for it.
 //! - [`Streams`], hyper's executor, runs each stream's task with that note at hand, and drops a task whose piece nobody took
-//!   for the idle time. Dropped, h2 resets the stream; others on the connection go on.
+//!   for the idle time, or whose pieces are taken below the least rate. Dropped, h2 resets the stream; others on the connection go on.
 //!
 //! Left to the connection: what h2 has been given whole (at most `SEND_BUFFER` bytes a stream) and the client does not take.
 //! Left to the service: requests' bodies that do not come.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io::IoSlice;
 use std::pin::{Pin, pin};
@@ -26,16 +26,33 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper::{Request, Response};
 
+use crate::pace::{Pace, Rate};
 use crate::{detach, now, sleep};
 
-/// A piece's bytes: HTTP/2's smallest largest frame. With one piece in each idle time a client is slow, but not idle.
+/// A piece's bytes: HTTP/2's smallest largest frame.
 const PIECE: usize = 16 << 10;
 
 /// How an answer goes out.
-#[derive(Default)]
 struct Flow {
     /// Since when a piece waits to be taken; `None` while the service is at work.
     waits_since: Cell<Option<Duration>>,
+    pace: RefCell<Pace>,
+    /// The client was too slow.
+    slow: Cell<bool>,
+}
+
+impl Flow {
+    fn new(slowest: Rate) -> Self {
+        Self { waits_since: Cell::default(), pace: RefCell::new(Pace::new(slowest)), slow: Cell::default() }
+    }
+
+    /// The last piece, of so many bytes, was taken.
+    fn taken(&self, bytes: u64) {
+        let Some(since) = self.waits_since.take() else { return };
+        if !self.pace.borrow_mut().moved(bytes, now().saturating_sub(since)) {
+            self.slow.set(true);
+        }
+    }
 }
 
 /// A stream whose task has not begun.
@@ -43,9 +60,9 @@ struct Flow {
 struct Next(Rc<Cell<Option<Rc<Flow>>>>);
 
 /// hyper's executor and service for one connection.
-pub(crate) fn bounded<S>(service: S, idle: Duration) -> (Streams, Streamed<S>) {
+pub(crate) fn bounded<S>(service: S, idle: Duration, slowest: Rate) -> (Streams, Streamed<S>) {
     let next = Next::default();
-    (Streams { next: next.clone(), idle }, Streamed { service, next })
+    (Streams { next: next.clone(), idle }, Streamed { service, next, slowest })
 }
 
 /// Runs streams' tasks.
@@ -76,6 +93,10 @@ async fn until_stalled(future: impl Future, flow: &Flow, idle: Duration) {
         if future.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
+        if flow.slow.get() {
+            tracing::debug!("a stream's client takes too little");
+            return Poll::Ready(());
+        }
         while timer.as_mut().poll(cx).is_ready() {
             let until = flow.waits_since.get().unwrap_or_else(now) + idle;
             if until <= now() {
@@ -93,6 +114,7 @@ async fn until_stalled(future: impl Future, flow: &Flow, idle: Duration) {
 pub(crate) struct Streamed<S> {
     service: S,
     next: Next,
+    slowest: Rate,
 }
 
 impl<S, B> Service<Request<Incoming>> for Streamed<S>
@@ -105,12 +127,12 @@ where
     type Error = S::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>>>>;
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let flow = Rc::new(Flow::default());
+        let flow = Rc::new(Flow::new(self.slowest));
         let answer = self.service.call(request);
         self.next.0.set(Some(flow.clone()));
         Box::pin(async move {
             let answer = answer.await?;
-            Ok(answer.map(|body| Pieces { body: Box::pin(body), rest: Bytes::new(), flow }))
+            Ok(answer.map(|body| Pieces { body: Box::pin(body), rest: Bytes::new(), last: 0, flow }))
         })
     }
 }
@@ -120,6 +142,8 @@ pub(crate) struct Pieces<B> {
     body: Pin<Box<B>>,
     /// Of the last frame.
     rest: Bytes,
+    /// Bytes of the last piece.
+    last: usize,
     flow: Rc<Flow>,
 }
 
@@ -128,7 +152,8 @@ impl<B: Body> Body for Pieces<B> {
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        self.flow.waits_since.set(None);
+        self.flow.taken(self.last as u64);
+        self.last = 0;
         if self.rest.is_empty() {
             let Some(frame) = ready!(self.body.as_mut().poll_frame(cx)?) else { return Poll::Ready(None) };
             match frame.into_data() {
@@ -138,6 +163,7 @@ impl<B: Body> Body for Pieces<B> {
         }
         let n = self.rest.len().min(PIECE);
         let piece = self.rest.split_to(n);
+        self.last = n;
         self.flow.waits_since.set(Some(now()));
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }

@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
 use crate::http::Limits;
+use crate::pace::Rate;
 use crate::tls_tests::{Tls, connect_as, with_server};
 
 const DATA: u8 = 0;
@@ -144,6 +145,31 @@ fn a_slow_client_gets_it_all() {
             std::thread::park_timeout(IDLE / 8);
         }
         assert!(began.elapsed() > IDLE * 2, "{:?}", began.elapsed());
+    });
+}
+
+#[test]
+fn an_answer_that_is_taken_too_slowly_ends_alone() {
+    let slowest = Rate { window: IDLE / 8, bytes_per_second: 1 << 40 };
+    with_server(Limits { slowest, idle: Duration::from_secs(20), ..limits() }, |address, chain| {
+        let mut client = Client::new(connect_as(address, chain, b"h2"), 0);
+        client.send(WINDOW_UPDATE, 0, 0, &(1u32 << 20).to_be_bytes()).unwrap();
+        client.get(1, "/1000000").unwrap();
+        client.until(HEADERS, 1).unwrap();
+        let mut reset = false;
+        for _ in 0..1000 {
+            // Some of it, long after it was asked for.
+            client.send(WINDOW_UPDATE, 0, 1, &16_384u32.to_be_bytes()).unwrap();
+            client.ping().unwrap();
+            reset = client.until(PING, 0).expect("the connection goes on").contains(&(RST_STREAM, 1));
+            if reset {
+                break;
+            }
+            std::thread::park_timeout(IDLE / 8);
+        }
+        assert!(reset, "it was never too slow");
+        client.get(3, "/0").unwrap();
+        client.until(HEADERS, 3).unwrap();
     });
 }
 

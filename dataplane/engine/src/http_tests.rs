@@ -15,6 +15,7 @@ use crate::cores::{CoreOptions, Cores, block_on};
 use crate::drain::Drain;
 use crate::http::{Limits, Served, serve};
 use crate::net::{Listener, Stream};
+use crate::pace::Rate;
 use crate::{now, sleep, spawn, timeout};
 
 const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
@@ -181,6 +182,37 @@ fn slow_clients_are_cut_off() {
         // A service at work is not idleness.
         let mut busy = connect(address);
         assert_eq!(get(&mut busy, "slow"), b"slow");
+    });
+}
+
+#[test]
+fn an_answer_is_taken_at_a_least_rate() {
+    const LEN: usize = 64 << 20;
+    let ask = |stream: &mut TcpStream| write!(stream, "GET /{LEN} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    // Nobody takes so much in a second of waiting: whoever is waited for at all is too slow. Never idle.
+    let slowest = Rate { window: Duration::from_millis(20), bytes_per_second: 1 << 40 };
+    let limits = Limits { slowest, idle: Duration::from_secs(1), ..Limits::default() };
+    with_server(limits, move |address| {
+        let mut stream = connect(address);
+        ask(&mut stream);
+        let (mut got, mut piece) = (0, [0; 4096]);
+        let cut_off = loop {
+            match stream.read(&mut piece) {
+                Ok(0) | Err(_) => break true,
+                Ok(_) if got >= LEN => break false,
+                Ok(n) => got += n,
+            }
+            std::thread::park_timeout(Duration::from_millis(1));
+        };
+        assert!(cut_off && got < LEN, "{got}");
+    });
+    // Somebody who takes a little, now and then, gets it all at a rate that he keeps.
+    let slowest = Rate { window: Duration::from_millis(20), bytes_per_second: 1 };
+    with_server(Limits { slowest, ..Limits::default() }, move |address| {
+        let mut stream = connect(address);
+        ask(&mut stream);
+        std::thread::park_timeout(Duration::from_millis(10));
+        assert_eq!(response(&mut stream).1.len(), LEN);
     });
 }
 

@@ -32,6 +32,7 @@ pub mod landing;
 pub mod limit;
 pub mod net;
 pub mod offload;
+pub mod pace;
 pub mod ring;
 pub mod sim;
 pub mod sync;

@@ -121,6 +121,16 @@ impl<B: BulkStore> Walrus<B> {
             mode: Mode::Signed,
         }
     }
+    /// Any request, as it is.
+    pub async fn answer<R>(&self, request: Request<R>) -> Answer
+    where
+        R: http_body::Body<Data = Bytes> + Unpin + 'static,
+        R::Error: Into<s3s::StdError>,
+    {
+        let (head, body) = self.front.answer(request).await.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        Answer { status: head.status.as_u16(), headers: head.headers, body }
+    }
     pub async fn get(&self, target: &str) -> Answer {
         self.req("GET", target).send().await
     }

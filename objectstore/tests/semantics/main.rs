@@ -20,6 +20,7 @@ mod ranges;
 mod replication;
 mod scrub;
 mod settings;
+mod slow;
 mod usage;
 mod versions;
 
