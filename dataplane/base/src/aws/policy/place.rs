@@ -18,7 +18,7 @@ pub enum Step<'a> {
 /// use karri_base::aws::policy::place::{Step, line_and_column, span};
 /// let text = "{\"Statement\":\n [{\"Sid\": \"a\"}, {\"Sid\": \"b\"}]}";
 /// let found = span(text, &[Step::Key("Statement"), Step::Index(1), Step::Key("Sid")]).unwrap();
-/// assert_eq!((&text[found.clone()], line_and_column(text, found.start)), ("\"b\"", (2, 26)));
+/// assert_eq!((&text[found.clone()], line_and_column(text, found.start)), ("\"b\"", (2, 24)));
 /// ```
 pub fn span(text: &str, path: &[Step<'_>]) -> Option<Range<usize>> {
     let bytes = text.as_bytes();
