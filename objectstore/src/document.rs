@@ -22,6 +22,7 @@ use s3s::StdError;
 use crate::digest::{self, Algorithm, Digests, Hasher};
 use crate::error::{Error, Kind, Result};
 use crate::guard::Framing;
+use crate::place::Place;
 
 /// Subresources of an object that are written as documents.
 const OF_OBJECTS: [&str; 3] = ["legal-hold", "retention", "tagging"];
@@ -39,7 +40,7 @@ impl Promised {
     ///
     /// # Errors
     /// `InvalidDigest`; `InvalidRequest` for a DeleteObjects whose body nothing protects.
-    pub fn of(head: &Parts, framing: Framing) -> Result<Option<Self>> {
+    pub fn of(head: &Parts, place: &Place, framing: Framing) -> Result<Option<Self>> {
         if !matches!(head.method, Method::PUT | Method::POST) {
             return Ok(None);
         }
@@ -52,7 +53,7 @@ impl Promised {
             Framing::Unsigned if !deletes => return Ok(None),
             Framing::Signed | Framing::Unsigned => return Err(unprotected()),
         }
-        let of_object = head.uri.path().trim_start_matches('/').split_once('/').is_some_and(|(_, key)| !key.is_empty());
+        let of_object = place.key().is_some_and(|key| !key.is_empty());
         if head.method == Method::PUT && of_object && !OF_OBJECTS.iter().any(|name| has(name)) {
             return Ok(None);
         }
@@ -175,16 +176,21 @@ mod tests {
     use http_body_util::{BodyExt as _, Full};
 
     use super::*;
+    use crate::place::Domains;
 
     fn head(method: &str, uri: &str, headers: &[(&str, &str)]) -> Parts {
         let request = http::Request::builder().method(method).uri(uri);
         headers.iter().fold(request, |r, (name, value)| r.header(*name, *value)).body(()).unwrap().into_parts().0
     }
 
+    fn of(head: &Parts, framing: Framing) -> Result<Option<Promised>> {
+        Promised::of(head, &Place::of(&Domains::default(), head), framing)
+    }
+
     #[test]
     fn which_requests_are_compared() {
         let check = |method: &str, uri: &str, headers: &[(&str, &str)], want: std::result::Result<bool, Kind>| {
-            let got = Promised::of(&head(method, uri, headers), Framing::Plain);
+            let got = of(&head(method, uri, headers), Framing::Plain);
             assert_eq!(got.map(|p| p.is_some()).map_err(|e| e.kind), want, "{method} {uri} {headers:?}");
         };
         let md5 = ("content-md5", "1B2M2Y8AsgTpgAmY7PhCfg==");
@@ -196,6 +202,8 @@ mod tests {
         check("PUT", "/b/k?tagging", &[md5, crc], Ok(true));
         check("PUT", "/b/k?%74agging", &[md5], Ok(true));
         check("PUT", "/b/k", &[md5], Ok(false));
+        check("PUT", "/k", &[("host", "b.localhost"), md5], Ok(false));
+        check("PUT", "/b%2Fk", &[md5], Ok(false));
         check("PUT", "/b/k?partNumber=1&uploadId=u", &[md5], Ok(false));
         check("GET", "/b?delete", &[md5], Ok(false));
         check("POST", "/b/k?uploadId=u", &[crc], Ok(false));
@@ -213,9 +221,9 @@ mod tests {
             (Framing::Signed, &[("authorization", "AWS k:s"), md5][..], Err(Kind::InvalidRequest)),
             (Framing::Unsigned, &signed[..], Err(Kind::InvalidRequest)),
         ] {
-            let got = Promised::of(&head("POST", "/b?delete", headers), framing);
+            let got = of(&head("POST", "/b?delete", headers), framing);
             assert_eq!(got.map(|p| p.is_some()).map_err(|e| e.kind), want, "{framing:?} {headers:?}");
-            assert!(Promised::of(&head("PUT", "/b/k", headers), framing).unwrap().is_none());
+            assert!(of(&head("PUT", "/b/k", headers), framing).unwrap().is_none());
         }
     }
 
@@ -224,7 +232,7 @@ mod tests {
         let document = Bytes::from_static(b"<Delete/>");
         for (text, kept) in [(&b"<Delete/>"[..], true), (b"<Delete>>", false), (b"", false), (b"<Delete/", false)] {
             let md5 = digest::base64(&digest::md5(text));
-            let promised = Promised::of(&head("PUT", "/b?tagging", &[("content-md5", &md5)]), Framing::Plain);
+            let promised = of(&head("PUT", "/b?tagging", &[("content-md5", &md5)]), Framing::Plain);
             let promised = promised.unwrap().unwrap();
             let body = promised.watch(Full::new(document.clone()).map_err(|never| match never {}));
             assert!(!body.is_end_stream());

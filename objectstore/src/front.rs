@@ -89,7 +89,7 @@ impl<B: BulkStore> Front<B> {
         }
         let checked = guard::check(&head);
         let checked = checked.and_then(|framing| signed_at::check(&head.headers, self.core.now()).map(|()| framing));
-        let checked = checked.and_then(|framing| Ok((framing, Promised::of(&head, framing)?)));
+        let checked = checked.and_then(|framing| Ok((framing, Promised::of(&head, &place, framing)?)));
         let mut response = match checked {
             _ if head.method == Method::OPTIONS => {
                 // Asked without what the request itself will be signed with.

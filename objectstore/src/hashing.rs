@@ -6,7 +6,7 @@
 //!
 //! | per buffer of 256 KiB | |
 //! |---|---|
-//! | allocations | 1 for its answer, and a share of the batch's 4 |
+//! | allocations | 1 for its answer, and a share of the batch's: 4, and 3 for each 32 KiB |
 //! | wakes of threads | a share of the batch's 2 |
 //! | copies | none; one where it is sealed |
 
