@@ -107,13 +107,10 @@ pub fn head(data: &[u8], boundary: &str) -> Result<Option<(Fields, usize)>> {
         }
         let header =
             std::str::from_utf8(&rest[2..end.max(2)]).map_err(|_| malformed("A part's header is not UTF-8."))?;
-        let (name, filename, content_type) = part_header(header)?;
+        let (name, filename) = part_header(header)?;
         let begin = at + end + 4;
         if name == "file" {
             fields.filename = filename.unwrap_or_default();
-            if let Some(kind) = content_type.filter(|_| fields.get("content-type").is_none()) {
-                fields.list.push(("content-type".into(), kind));
-            }
             return Ok(Some((fields, begin)));
         }
         let next = format!("\r\n{delimiter}");
@@ -129,9 +126,10 @@ pub fn head(data: &[u8], boundary: &str) -> Result<Option<(Fields, usize)>> {
     }
 }
 
-/// Name, file name and content type in a part's header.
-fn part_header(header: &str) -> Result<(String, Option<String>, Option<String>)> {
-    let (mut name, mut filename, mut content_type) = (None, None, None);
+/// Name and file name in a part's header. Browsers say the file's type there too: it is no field, so policies need not cover
+/// it, and no object gets it, as in S3.
+fn part_header(header: &str) -> Result<(String, Option<String>)> {
+    let (mut name, mut filename) = (None, None);
     for line in header.split("\r\n") {
         let Some((field, value)) = line.split_once(':') else {
             return Err(malformed("A line of a part's header has no colon."));
@@ -139,12 +137,10 @@ fn part_header(header: &str) -> Result<(String, Option<String>, Option<String>)>
         if field.trim().eq_ignore_ascii_case("content-disposition") {
             name = parameter(value, "name");
             filename = parameter(value, "filename");
-        } else if field.trim().eq_ignore_ascii_case("content-type") {
-            content_type = Some(value.trim().to_owned());
         }
     }
     let name = name.ok_or_else(|| malformed("A part of the form has no name."))?.to_ascii_lowercase();
-    Ok((name, filename, content_type))
+    Ok((name, filename))
 }
 
 /// `name="value"` among parameters; quotes may hold semicolons and `\"`.
@@ -417,9 +413,7 @@ impl Policy {
         let sent = fields.list.iter().map(|(name, _)| name.as_str()).chain(["bucket"]);
         let exempt =
             |name: &str| OWN.contains(&name) || name.starts_with("x-ignore-") || name.starts_with("x-amz-checksum-");
-        // The type of the file's own part came unasked.
-        let implied = |name: &str| name == "content-type" && !fields.list.iter().any(|(n, _)| n == "content-type");
-        let extra: Vec<&str> = sent.filter(|n| !covered.contains(n) && !exempt(n) && !implied(n)).collect();
+        let extra: Vec<&str> = sent.filter(|n| !covered.contains(n) && !exempt(n)).collect();
         if extra.is_empty() { Ok(length) } else { denied(format!("Extra input fields: {}", extra.join(", "))) }
     }
 }
@@ -649,7 +643,7 @@ mod tests {
                 let (fields, got) = read(&body(file), cut, None).unwrap();
                 assert_eq!(got, want, "{cut}");
                 assert_eq!(fields.get("key"), Some("k;\"1\""));
-                assert_eq!((fields.filename.as_str(), fields.get("content-type")), ("a;b\".txt", Some("x/y")));
+                assert_eq!((fields.filename.as_str(), fields.get("content-type")), ("a;b\".txt", None));
             }
         }
         assert_eq!(read(&body(b"12345"), 2, Some((0, 4))).unwrap_err(), TOO_LARGE);
