@@ -134,15 +134,16 @@ async fn drop_strangers(bag: &Bag, destinations: &Destinations) -> Result<(), Me
 
 /// Delivers to one destination, for ever.
 async fn serve(bag: &Bag, to: &Destination) {
-    let mut pause = BACK_OFF.0;
+    let mut pause = None;
     let mut troubled = false;
     if let Err(error) = count(bag, to).await {
         tracing::warn!(destination = to.id(), error = %error, "the events that wait could not be counted");
     }
     loop {
-        let error = match work(bag, to).await {
+        let mut taken = 0;
+        let error = match work(bag, to, &mut taken).await {
             Ok(()) => {
-                (pause, troubled) = (BACK_OFF.0, false);
+                (pause, troubled) = (None, false);
                 bag.metrics.event_lag(&to.id(), 0, to.waiting.load(Ordering::Relaxed));
                 // Rung, or time to look again.
                 let _ = tokio::time::timeout(LOOK_EVERY, to.bell.notified()).await;
@@ -155,9 +156,16 @@ async fn serve(bag: &Bag, to: &Destination) {
             troubled = true;
             tracing::warn!(destination = to.id(), error = %error, "events cannot be delivered; trying again");
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(BACK_OFF.1);
+        let wait = next_pause(pause, taken);
+        tokio::time::sleep(wait).await;
+        pause = Some(wait);
     }
+}
+
+/// How long to wait after a failure, where the one before had that pause and so many events were taken since. A destination
+/// that takes some and fails at times is there: it must not wait longer with each failure until all is taken.
+fn next_pause(last: Option<Duration>, taken: u64) -> Duration {
+    last.filter(|_| taken == 0).map_or(BACK_OFF.0, |last| (last * 2).min(BACK_OFF.1))
 }
 
 /// Counts what waited when the last life ended; more than may wait is not looked at.
@@ -184,8 +192,8 @@ enum Trouble {
     Refused(String),
 }
 
-/// Delivers all that waits and is due.
-async fn work(bag: &Bag, to: &Destination) -> Result<(), String> {
+/// Delivers all that waits and is due; counts what is taken.
+async fn work(bag: &Bag, to: &Destination, taken: &mut u64) -> Result<(), String> {
     let id = to.id();
     let mut range = keys::events_of(&id);
     loop {
@@ -215,7 +223,10 @@ async fn work(bag: &Bag, to: &Destination) -> Result<(), String> {
             };
             let batch = Batch::new().check(key.clone(), Some(raw.clone())).del(key.clone());
             match (outcome, told) {
-                (Ok(()), _) => bag.metrics.event_delivered(&id),
+                (Ok(()), _) => {
+                    *taken += 1;
+                    bag.metrics.event_delivered(&id);
+                }
                 (Err(Trouble::Away(error)), _) if age < AGE_MAX => return Err(error),
                 (Err(Trouble::Refused(error)), Ok(told)) if age < AGE_MAX => {
                     let attempts = told.refused.map_or(0, |(attempts, _)| attempts) + 1;
@@ -290,6 +301,20 @@ async fn enqueue(folder: &Path, key: &[u8], body: &[u8]) -> std::io::Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pauses_grow_while_nothing_is_taken() {
+        let pauses = |taken: &[u64]| {
+            let mut last = None;
+            let of = |taken: &u64| {
+                last = Some(next_pause(last, *taken));
+                last.map_or(0, |pause| pause.as_millis())
+            };
+            taken.iter().map(of).collect::<Vec<_>>()
+        };
+        assert_eq!(pauses(&[0; 9]), [500, 1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000]);
+        assert_eq!(pauses(&[0, 0, 0, 1, 0, 1, 1]), [500, 1000, 2000, 500, 1000, 500, 500]);
+    }
 
     #[tokio::test]
     async fn messages_are_whole_files_in_order() {
