@@ -8,7 +8,7 @@
 //! | [`operate`] | lists, checks, exports; TLS |
 //! | [`replication`] | two Walruses: boto3 puts rules and objects, both have them |
 //! | [`s3`] | the quick start's S3 part, with aws cli and s3cmd |
-//! | [`tools`] | rclone, restic, s3fs, SigV2 by curl, minio-py against a Walrus alone |
+//! | [`tools`] | Walrus's features by aws cli, boto3 and s3cmd; rclone, restic, s3fs, SigV2 by curl, minio-py |
 //! | [`vm`] | image, instance, console, volume written by one guest and read by another |
 //! | [`faults`] | kill -9 of each role: nothing acknowledged is lost, instances go on |
 //! | [`refusals`] | bad input gets its protocol's error, or a message that says what to change |
