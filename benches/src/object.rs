@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `object` | PUT and GET of 4 KiB and 1 MiB, 1 and 32 at once, on all cores | karri, SeaweedFS; both durable |
 //! | `s3` | PUT, GET, both mixed, HEAD, LIST, DELETE of 4 KiB to 16 MiB, 1, 8 and 64 at once; server and load on a core each | karri, each peer durable and as it comes, and the raw path |
-//! | `list` | a page of 1,000 keys among 10,000 and among `--keys` (1,000,000) objects of 100 bytes; the start after kill -9 with each | karri |
+//! | `list` | a page of 1,000 keys among 10,000 and among `--keys` (1,000,000) objects of 100 bytes, once the server has come to rest; the start after kill -9 with each | karri |
 //!
 //! karri is durable in all of them. Servers begin anew with each size of objects. The suite `s3` writes at most a GiB a
 //! measurement; with all peers it wants 50 GiB of free space.
@@ -101,6 +101,7 @@ pub fn listing(settings: &Settings) -> Result<(), String> {
         std::fs::create_dir_all(&folder).map_err(|e| e.to_string())?;
         let Some((server, bucket)) = begin(settings, Peer::Karri, &folder, true)? else { return Ok(()) };
         bucket.fill(TINY, keys).map_err(|e| format!("{label}: {e}"))?;
+        server.rest();
         for round in 0..settings.rounds {
             let sample = bucket.run(page, settings.time(), round as u64, || server.cpu_us());
             results.add(&format!("LIST {label}"), server.name, sample.map_err(|e| format!("{label}: {e}"))?);

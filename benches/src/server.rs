@@ -73,6 +73,18 @@ impl Server {
         self.pids().map(cpu_us).sum()
     }
 
+    /// Waits until its processes do next to nothing: what they had put off is done. At most two minutes.
+    pub fn rest(&self) {
+        let began = Instant::now();
+        loop {
+            let before = self.cpu_us();
+            pause(Duration::from_secs(1));
+            if self.cpu_us() - before <= 2 * TICK_US || began.elapsed() > Duration::from_secs(120) {
+                return;
+            }
+        }
+    }
+
     /// Waits until `ready` says so.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Walrus: karri's object storage, S3 over `s3s` on the engine.
 //!
-//! An object up to 64 KiB lives with its record in the metadata store, so a small PUT is one durable commit; a larger
+//! An object up to 32 KiB lives with its record in the metadata store, so a small PUT is one durable commit; a larger
 //! one streams into the bulk store and its record follows. What is stored and what a crash leaves: `docs/records.md`.
 //!
 //! | module | holds |

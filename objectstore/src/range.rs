@@ -172,7 +172,8 @@ mod tests {
         fn what_is_left_s3s_reads(text in "(bytes|BYTES|x)=?[0-9]{0,22}-?[0-9]{0,22}(,[0-9]-)?|\\PC{0,20}") {
             match canonical(&text) {
                 Some(range) => prop_assert!(Range::parse(&range).is_ok(), "{range}"),
-                None => prop_assert!(Range::parse(&text).is_err(), "{text}"),
+                // s3s takes a range without numbers, which is none.
+                None => prop_assert!(text == "bytes=-" || Range::parse(&text).is_err(), "{text}"),
             }
         }
     }

@@ -188,8 +188,9 @@ struct Moment(UnixMicros);
 
 impl Display for Moment {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0.0) * 1000).map_err(|_| fmt::Error)?;
-        let ((year, month, day), (hour, minute, second, milli)) = (at.to_calendar_date(), at.to_hms_milli());
+        let (seconds, micros) = (self.0.0 / 1_000_000, self.0.0 % 1_000_000);
+        let at = OffsetDateTime::from_unix_timestamp(seconds as i64).map_err(|_| fmt::Error)?;
+        let ((year, month, day), (hour, minute, second)) = (at.to_calendar_date(), at.to_hms());
         let mut text = *b"0000-00-00T00:00:00.000Z";
         let fields = [
             (0, 4, u32::try_from(year).unwrap_or(0)),
@@ -198,7 +199,7 @@ impl Display for Moment {
             (11, 2, hour.into()),
             (14, 2, minute.into()),
             (17, 2, second.into()),
-            (20, 3, milli.into()),
+            (20, 3, (micros / 1000) as u32),
         ];
         for (from, digits, mut value) in fields {
             for digit in text[from..from + digits].iter_mut().rev() {

@@ -22,7 +22,7 @@ use crate::record::{self, Data, Manifest, Object, Part};
 const WINDOW: usize = 1_000_000;
 /// Records looked at in one go.
 const PAGE: usize = 500;
-/// Small data looked at in one go: up to 64 KiB each.
+/// Small data looked at in one go: up to 64 KiB each, as older stores have them.
 const PAGE_INLINE: usize = 64;
 /// What the reclaimer has in hand is done after so long.
 const SETTLE: Duration = Duration::from_secs(3);

@@ -65,7 +65,7 @@ fn sizes_ranges_and_parts_over_sockets() {
     let Some(walrus) = walrus(dir.path()) else { return };
     let mut c = Client::connect(walrus.local_addr()).unwrap();
     c.put("bucket", b"").unwrap().ok();
-    for len in [0, 1, 4_095, 4_096, 4_097, 65_535, 65_536, 65_537, 1 << 20, (5 << 20) + 11] {
+    for len in [0, 1, 4_095, 4_096, 4_097, 32_767, 32_768, 32_769, 65_535, 65_536, 65_537, 1 << 20, (5 << 20) + 11] {
         let body = data(len as u64, len);
         let put = c.put("bucket/k", &body).unwrap().ok();
         let got = c.get("bucket/k").unwrap().ok();

@@ -14,7 +14,7 @@ fn every_signature_form_carries_a_body() {
             Mode::Trailer,
             Mode::ChunksTrailer(8192),
         ] {
-            for len in [0, 1, 4096, 65_536, 65_537, 300_000] {
+            for len in [0, 1, 4096, 32_768, 32_769, 65_536, 65_537, 300_000] {
                 let body = data(len);
                 w.req("PUT", "/bucket/k").mode(mode).body(body.clone()).send().await.ok();
                 let got = w.get("/bucket/k").await.ok();

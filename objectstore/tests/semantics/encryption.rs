@@ -24,7 +24,7 @@ fn encrypted_objects_come_back() {
         let w = Walrus::new().await;
         w.put("/bucket", "").await.ok();
         for (kind, id) in [("AES256", None), ("aws:kms", Some("a-key")), ("aws:kms", None)] {
-            for len in [0usize, 1, 65_535, 65_536, 65_537, 262_144, 262_145, 700_001] {
+            for len in [0usize, 1, 32_768, 32_769, 65_535, 65_536, 65_537, 262_144, 262_145, 700_001] {
                 let body = data(len);
                 let mut put = w.req("PUT", "/bucket/k").header("x-amz-server-side-encryption", kind).body(body.clone());
                 if let Some(id) = id {

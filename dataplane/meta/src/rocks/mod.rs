@@ -16,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_channel::oneshot;
 use futures_util::future::BoxFuture;
 use prometheus_client::registry::Registry;
@@ -49,7 +49,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            cache_bytes: 64 << 20,
+            cache_bytes: 160 << 20,
             write_buffer_bytes: 32 << 20,
             log_bytes_max: 128 << 20,
             reserve_bytes: 1 << 30,
@@ -91,7 +91,7 @@ const INLINE_KEYS_MAX: usize = 64;
 /// a millisecond, which is less than another thread's wake and what that does to caches.
 const INLINE_PAIRS_MAX: usize = 1024;
 const INLINE_BYTES_MAX: usize = 512 << 10;
-/// A scan's pairs share memory in pieces of this size: whoever keeps one keeps that much.
+/// A piece of memory that a scan's pairs share, in bytes.
 const SHARED: usize = 64 << 10;
 /// A scan on the caller's thread steps over at most so many dead versions.
 const INLINE_SKIPS_MAX: u64 = 256;
@@ -150,6 +150,9 @@ impl RocksStore {
         format::prepare(&dir)?;
         let options = &options.fitted(&dir);
         let db = DB::open(&db_options(options), dir.join(format::DB)).map_err(|e| format::refuse_db(&dir, &e))?;
+        // What is flushed has just been written and is what is read next. The bindings have no name for it.
+        let warm = [("block_based_table_factory", "{prepopulate_block_cache=kFlushOnly;}")];
+        db.set_options(&warm).map_err(|e| failed("open", e))?;
         let mut store = Self {
             db: Arc::new(db),
             commits: Arc::new(Queue::new(COMMITS_WAITING)),
@@ -334,26 +337,16 @@ fn scan(db: &DB, scan: &Scan, tier: Tier) -> Result<Option<Vec<Pair>>, MetaError
     } else {
         at.seek_to_first()
     };
-    let mut pairs = Vec::new();
-    let (mut shared, mut bytes) = (BytesMut::new(), 0);
+    let mut found = Found::default();
+    let mut bytes = 0;
     while let Some((key, value)) = at.item() {
-        let len = key.len() + value.len();
-        bytes += len;
-        if pairs.len() == pairs_max || bytes > bytes_max {
+        bytes += key.len() + value.len();
+        if found.len() == pairs_max || bytes > bytes_max {
             return Ok(None);
         }
-        if shared.capacity() < len {
-            // The first is small: many scans find little. The others have room for what is wanted still.
-            let wanted = if pairs.is_empty() { scan.limit.min(4) } else { scan.limit - pairs.len() };
-            let piece = wanted.saturating_mul(len).min(SHARED);
-            shared = BytesMut::with_capacity(piece.max(len));
-        }
-        shared.extend_from_slice(key);
-        let key = shared.split().freeze();
-        shared.extend_from_slice(value);
-        pairs.push((key, shared.split().freeze()));
-        if pairs.len() == scan.limit {
-            return Ok(Some(pairs));
+        found.push(key, value, scan.limit);
+        if found.len() == scan.limit {
+            return Ok(Some(found.pairs()));
         }
         if scan.reverse {
             at.prev()
@@ -361,7 +354,51 @@ fn scan(db: &DB, scan: &Scan, tier: Tier) -> Result<Option<Vec<Pair>>, MetaError
             at.next()
         };
     }
-    Ok(known("scan", at.status())?.map(|()| pairs))
+    Ok(known("scan", at.status())?.map(|()| found.pairs()))
+}
+
+/// A scan's pairs, copied one after the other into pieces of memory that they share: whoever keeps one keeps a piece.
+#[derive(Default)]
+struct Found {
+    pairs: Vec<Pair>,
+    piece: Vec<u8>,
+    /// Where the keys and values of `piece` end.
+    ends: Vec<(usize, usize)>,
+}
+
+impl Found {
+    fn len(&self) -> usize {
+        self.pairs.len() + self.ends.len()
+    }
+
+    fn push(&mut self, key: &[u8], value: &[u8], limit: usize) {
+        let len = key.len() + value.len();
+        if self.piece.capacity() - self.piece.len() < len {
+            self.share();
+            // The first is small: many scans find little. The others have room for what is wanted still.
+            let wanted = if self.pairs.is_empty() { limit.min(4) } else { limit - self.pairs.len() };
+            self.piece = Vec::with_capacity(wanted.saturating_mul(len).min(SHARED).max(len));
+        }
+        self.piece.extend_from_slice(key);
+        let key_end = self.piece.len();
+        self.piece.extend_from_slice(value);
+        self.ends.push((key_end, self.piece.len()));
+    }
+
+    /// Makes pairs of what is in the piece.
+    fn share(&mut self) {
+        let piece = Bytes::from(std::mem::take(&mut self.piece));
+        let mut from = 0;
+        for (key_end, end) in self.ends.drain(..) {
+            self.pairs.push((piece.slice(from..key_end), piece.slice(key_end..end)));
+            from = end;
+        }
+    }
+
+    fn pairs(mut self) -> Vec<Pair> {
+        self.share();
+        self.pairs
+    }
 }
 
 fn checkpoint(db: &DB, to: &Path) -> Result<(), MetaError> {
