@@ -18,7 +18,7 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3, S3Error, S3Request, S3Response, S3Result};
 use send_wrapper::SendWrapper;
 
-use crate::access::Facts;
+use crate::access::{Facts, context};
 use crate::core::{Caller, CoreRef};
 use crate::error::{Error, Kind, Result};
 use crate::guard;
@@ -55,9 +55,14 @@ impl S3Auth for Ring {
     }
 }
 
-/// Who sent a request whose signature was checked before `s3s` saw it (POST forms).
+/// What is known of a request that was read before `s3s` saw it (POST forms).
 #[derive(Clone)]
-pub struct Signer(pub Option<SignedIn>);
+pub struct Form {
+    /// Who signed its policy.
+    pub signer: Option<SignedIn>,
+    /// Bytes of its file at most; `None` where nothing says.
+    pub file_max: Option<u64>,
+}
 
 /// Where a request comes from.
 #[derive(Debug, Clone, Copy, Default)]
@@ -109,8 +114,8 @@ impl<B: BulkStore> S3Access for Doorman<B> {
             cx.extensions_mut().insert(caller);
             return Ok(());
         }
-        // What was signed before it came here is a form.
-        let is_form = cx.extensions_mut().get::<Signer>().is_some();
+        let form = cx.extensions_mut().get::<Form>().cloned();
+        let is_form = form.is_some();
         if is_form && name != "PutObject" {
             let e = Error::new(Kind::InvalidArgument, "A form uploads one object.");
             return Err(refuse(e, name, id));
@@ -134,6 +139,7 @@ impl<B: BulkStore> S3Access for Doorman<B> {
                     key: cx.s3_path().get_object_key().map(str::to_owned),
                     version: version.filter(|v| !v.is_empty()),
                     query,
+                    body_max: form.map_or_else(|| context::length(&headers), |form| form.file_max),
                     headers: headers_that_count(&headers),
                     who,
                     source: peer.source,
@@ -161,7 +167,9 @@ pub fn signer(
     query: &[(String, String)],
     now: UnixMicros,
 ) -> Result<Option<SignedIn>> {
-    let Some(credentials) = credentials else { return Ok(extensions.get::<Signer>().and_then(|s| s.0.clone())) };
+    let Some(credentials) = credentials else {
+        return Ok(extensions.get::<Form>().and_then(|form| form.signer.clone()));
+    };
     let in_query = query.iter().find(|(n, _)| n.eq_ignore_ascii_case("x-amz-security-token")).map(|(_, v)| v.as_str());
     let token = headers.get("x-amz-security-token").and_then(|v| v.to_str().ok()).or(in_query);
     sign_in(keys, &credentials.access_key, token, now).map(Some)
@@ -185,10 +193,7 @@ pub fn sign_in(keys: &KeyRing, key: &str, token: Option<&str>, now: UnixMicros) 
 pub fn headers_that_count(headers: &HeaderMap) -> HeaderMap {
     let counts = |name: &str| {
         name.starts_with("x-amz-")
-            || matches!(
-                name,
-                "authorization" | "user-agent" | "referer" | "if-match" | "if-none-match" | "content-length"
-            )
+            || matches!(name, "authorization" | "user-agent" | "referer" | "if-match" | "if-none-match")
     };
     headers.iter().filter(|(name, _)| counts(name.as_str())).map(|(n, v)| (n.clone(), v.clone())).collect()
 }

@@ -25,7 +25,8 @@ use s3s::service::S3Service;
 use s3s::{S3Error, StdError};
 use send_wrapper::SendWrapper;
 
-use crate::api::{self, Peer, RequestId, Signer};
+use crate::access::context;
+use crate::api::{self, Form, Peer, RequestId};
 use crate::config::cors;
 use crate::core::CoreRef;
 use crate::document::Promised;
@@ -108,6 +109,7 @@ impl<B: BulkStore> Front<B> {
             }
             Ok((framing, promised)) => {
                 signed_at::complete(&mut head.headers);
+                guard::tell_length(&mut head.headers, framing);
                 head.extensions.insert(note.clone());
                 head.extensions.insert(id.clone());
                 let is_empty = body.is_end_stream();
@@ -242,6 +244,9 @@ impl<B: BulkStore> Front<B> {
             }
         };
         let upload = form::upload(&fields, bucket, &self.keys, self.core.now())?;
+        // All that is still to come, and what the policy allows: the file is held to both.
+        let announced = context::length(&head.headers).map(|all| all.saturating_sub(at as u64));
+        let file_max = announced.into_iter().chain(upload.length.map(|(_, max)| max)).min();
         let file = form::File::new(body, held.split_off(at).freeze(), &boundary, upload.length);
         let key = uri_encode(upload.key.as_bytes(), true);
         let put = Request::builder().method(Method::PUT).uri(format!("/{bucket}/{key}"));
@@ -254,7 +259,7 @@ impl<B: BulkStore> Front<B> {
         if let Some(peer) = head.extensions.get::<Peer>() {
             put.extensions_mut().insert(*peer);
         }
-        put.extensions_mut().insert(Signer(upload.signer));
+        put.extensions_mut().insert(Form { signer: upload.signer, file_max });
         put.extensions_mut().insert(id.clone());
         if let Some(note) = head.extensions.get::<Note>() {
             put.extensions_mut().insert(note.clone());

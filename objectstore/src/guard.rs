@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes};
+use http::header::CONTENT_LENGTH;
 use http::request::Parts;
 use http::{HeaderMap, Method};
 
@@ -63,6 +64,17 @@ pub fn check(head: &Parts) -> Result<Framing> {
 
 fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     headers.get(name).and_then(|v| v.to_str().ok())
+}
+
+/// Gives an aws-chunked body whose outer length nobody said (SDKs over TLS) the length that it says it has decoded: `s3s`
+/// replaces an outer length by that, and uploads are held to it. For a request whose signed headers were checked.
+pub fn tell_length(headers: &mut HeaderMap, framing: Framing) {
+    if framing != Framing::Plain
+        && !headers.contains_key(CONTENT_LENGTH)
+        && let Some(decoded) = headers.get("x-amz-decoded-content-length").cloned()
+    {
+        headers.insert(CONTENT_LENGTH, decoded);
+    }
 }
 
 /// True for a browser's form.

@@ -12,8 +12,8 @@ use s3s::route::S3Route;
 use s3s::{Body, S3Request, S3Response, S3Result};
 use send_wrapper::SendWrapper;
 
-use crate::access::Facts;
 use crate::access::actions::{DELETE_OBJECT, GET_OBJECT};
+use crate::access::{Facts, context};
 use crate::api::{self, Peer, RequestId};
 use crate::body::Expected;
 use crate::core::{Caller, CoreRef};
@@ -216,6 +216,7 @@ impl<B: BulkStore> Routes<B> {
                 key: found.key.clone(),
                 version: version.clone(),
                 query,
+                body_max: context::length(&req.headers),
                 headers: api::headers_that_count(&req.headers),
                 who,
                 source: peer.source,

@@ -117,8 +117,9 @@ pub fn usage(context: &mut Context, bucket: Amount, account: Amount) {
     }
 }
 
-/// The length of the body that a request announces, as uploads hold it to: of an aws-chunked one, `s3s` has put the decoded
-/// length into Content-Length by now. `x-amz-decoded-content-length` itself may be anything on other requests.
+/// The length of the body that a request announces, as uploads hold it to: of an aws-chunked one the decoded length is in
+/// Content-Length by now ([`tell_length`](crate::guard::tell_length), and `s3s`). `x-amz-decoded-content-length` itself may be
+/// anything on other requests.
 pub fn length(headers: &HeaderMap) -> Option<u64> {
     headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }

@@ -71,6 +71,8 @@ pub struct Facts {
     pub source: Option<IpAddr>,
     /// True over TLS.
     pub secure: bool,
+    /// Bytes of what it puts at most; `None` where nothing says.
+    pub body_max: Option<u64>,
     /// The request's id.
     pub request_id: String,
 }
@@ -454,7 +456,7 @@ impl<B: BulkStore> Core<B> {
         let whole = matches!(facts.operation, "PutObject" | "CopyObject" | "PostObject" | "CompleteMultipartUpload");
         let carries = matches!(facts.operation, "PutObject" | "PostObject" | "UploadPart");
         // What does not say how long it is may be of any length.
-        let length = if carries { context::length(&facts.headers).unwrap_or(u64::MAX) } else { 0 };
+        let length = if carries { facts.body_max.unwrap_or(u64::MAX) } else { 0 };
         let more = Amount { objects: i64::from(whole), bytes: i64::try_from(length).unwrap_or(i64::MAX) };
         let more = match facts.key.as_deref().filter(|_| whole) {
             Some(key) => more - self.replaced(bucket, key).await?,

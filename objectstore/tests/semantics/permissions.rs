@@ -2,14 +2,17 @@
 
 use crate::client::{ACCOUNT, Answer, Mode, OTHER, Walrus};
 use crate::run;
+use hmac::{Hmac, KeyInit, Mac};
 use karri_objectstore::access::Facts;
 use karri_objectstore::core::Caller;
+use karri_objectstore::digest::base64;
 use karri_objectstore::error::Kind;
 use karri_objectstore::ops::condition::ReadConditions;
 use karri_objectstore::ops::get::{Selection, Wanted, find};
 use karri_objectstore::versions::Which;
 
 fn allow(actions: &str) -> String {
+use sha1::Sha1;
     format!(r#"{{"Effect":"Allow","Action":[{actions}],"Resource":"*"}}"#)
 }
 
@@ -421,12 +424,24 @@ fn usage_is_a_condition() {
         // What it replaces is given back.
         put("a", 90).await.ok();
         put("b", 10).await.ok();
-        // Lengths that nobody holds the body to do not count, and no length is no small one.
+        // Lengths that nobody holds the body to do not count, and no length is no small one; of a chunked body the decoded
+        // length is enough, and held to.
         let upload = |n: usize| w.req("PUT", "/bucket/b").by("AK3").body(vec![1; n]);
         upload(11).header("x-amz-decoded-content-length", "0").send().await.is(403, "AccessDenied");
         let unsaid = |request: &mut http::Request<_>| drop(request.headers_mut().remove("content-length"));
         upload(5).mode(Mode::Unsigned).send_with(unsaid).await.is(403, "AccessDenied");
-        upload(5).mode(Mode::Chunks(8192)).send_with(unsaid).await.is(403, "AccessDenied");
+        for mode in [Mode::Chunks(8192), Mode::Trailer, Mode::ChunksTrailer(8192)] {
+            upload(11).mode(mode).send_with(unsaid).await.is(403, "AccessDenied");
+            upload(10).mode(mode).send_with(unsaid).await.ok();
+            upload(10)
+                .mode(mode)
+                .send_with(|request| {
+                    unsaid(request);
+                    request.headers_mut().insert("x-amz-decoded-content-length", "9".parse().unwrap());
+                })
+                .await
+                .is(403, "SignatureDoesNotMatch");
+        }
         upload(11).mode(Mode::Chunks(8192)).send().await.is(403, "AccessDenied");
         upload(10).mode(Mode::Chunks(8192)).send().await.ok();
         let id = w.req("POST", "/bucket/m?uploads").by("AK3").send().await.ok().one("UploadId");
@@ -447,21 +462,50 @@ fn usage_is_a_condition() {
         w.put("/bucket?policy", format!(r#"{{"Version":"2012-10-17","Statement":[{deny}]}}"#)).await.ok();
         w.put("/bucket/e", "x").await.is(403, "AccessDenied");
         w.req("PUT", "/bucket?acl").header("x-amz-acl", "public-read-write").send().await.ok();
-        let form = "--B\r\nContent-Disposition: form-data; name=\"key\"\r\n\r\ne\r\n--B\r\nContent-Disposition: \
-                    form-data; name=\"file\"\r\n\r\nx\r\n--B--\r\n";
-        let form = || {
+        // A file is no longer than its form, nor than the form's policy allows; one with neither may be of any length.
+        let form = |said: bool, more: &str| {
+            let form = format!(
+                "--B\r\nContent-Disposition: form-data; name=\"key\"\r\n\r\ne\r\n{more}--B\r\nContent-Disposition: \
+                 form-data; name=\"file\"\r\n\r\nx\r\n--B--\r\n"
+            );
             let post = w.req("POST", "/bucket").anonymous();
-            post.header("content-type", "multipart/form-data; boundary=B").body(form).send()
+            let post = post.header("content-type", "multipart/form-data; boundary=B").body(form);
+            post.send_with(move |request| {
+                if !said {
+                    unsaid(request);
+                }
+            })
         };
-        form().await.is(403, "AccessDenied");
+        form(false, "").await.is(403, "AccessDenied");
+        form(false, &signed_policy(100)).await.ok();
         let limit = |n: u64| {
             let deny = deny.replace(r#":"0""#, &format!(r#":"{n}""#));
             w.put("/bucket?policy", format!(r#"{{"Version":"2012-10-17","Statement":[{deny}]}}"#))
         };
         limit(1 << 40).await.ok();
-        form().await.is(403, "AccessDenied");
+        form(true, "").await.is(403, "AccessDenied");
         limit(i64::MAX as u64).await.ok();
-        form().await.ok();
+        form(false, "").await.ok();
         w.get("/bucket/a").await.ok();
     });
 }
+/// The fields of a form whose policy, signed by AK1, allows files of so many bytes.
+fn signed_policy(max: u64) -> String {
+    let policy = format!(
+        r#"{{"expiration":"2140-01-01T00:00:00Z","conditions":[{{"bucket":"bucket"}},["starts-with","$key",""],["content-length-range",0,{max}]]}}"#
+    );
+    let policy = base64(policy.as_bytes());
+    let mut mac = Hmac::<Sha1>::new_from_slice(b"secret of AK1").unwrap();
+    mac.update(policy.as_bytes());
+    let signature = base64(&mac.finalize().into_bytes());
+    let field =
+        |name: &str, value: &str| format!("--B\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n");
+    field("AWSAccessKeyId", "AK1") + &field("policy", &policy) + &field("signature", &signature)
+}
+
+        let there: u64 = w.get("/bucket?usage").await.ok().one("Bytes").parse().unwrap();
+        // The file and the boundary after it are ten bytes.
+        limit(there + 9).await.ok();
+        form(true, "").await.is(403, "AccessDenied");
+        limit(there + 10).await.ok();
+        form(true, "").await.ok();
