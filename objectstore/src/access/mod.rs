@@ -128,7 +128,7 @@ struct Judge<'r> {
     context: OnceCell<Context>,
     account: Option<&'r AccountId>,
     by_acl: Cell<bool>,
-    by_record: Cell<bool>,
+    read_record: Cell<bool>,
 }
 
 impl Judge<'_> {
@@ -175,9 +175,9 @@ impl Judge<'_> {
     /// The same with other condition keys.
     fn with(&self, context: Context) -> Self {
         let (facts, now, region, account) = (self.facts, self.now, self.region, self.account);
-        let (by_acl, by_record) = (self.by_acl.clone(), self.by_record.clone());
+        let (by_acl, read_record) = (self.by_acl.clone(), self.read_record.clone());
         let (identity, context) = (self.identity.clone(), OnceCell::from(context));
-        Self { facts, now, region, account, identity, context, by_acl, by_record }
+        Self { facts, now, region, account, identity, context, by_acl, read_record }
     }
 
     fn context(&self) -> &Context {
@@ -238,6 +238,135 @@ impl Judge<'_> {
             return decide(&self.identity, &Target { policy: None, ..target }, &request);
         }
         decision
+    }
+
+    /// True where the caller may know what is in a bucket, or of the one object that it names: that is listing by its key.
+    fn may_list(&self, facts: &Facts, known: &Known, name: &str) -> bool {
+        let granted = self.granted(known, known.settings.acl.as_ref(), LIST_BUCKET.permission);
+        let mut context = self.context().clone();
+        if let Some(key) = &facts.key {
+            context.text("s3:prefix", key.clone());
+        }
+        let lists = self.with(context);
+        lists.decide(known, known.owner.as_ref(), LIST_BUCKET.action, &arn(name, None), granted).is_allowed()
+    }
+
+    /// Judges an action as far as that can be done without an object's record.
+    fn first(&self, facts: &Facts, known: &Known, name: &str, ask: Ask) -> Result<First> {
+        let settings = &known.settings;
+        let action = ask.of(facts.version.is_some());
+        if self.is_unlimited_in(known) && known.policy.is_none() && (ask.level != Level::Object || !known.shared) {
+            return Ok(First::Settled(true));
+        }
+        if self.is_system() && (action.starts_with("s3:Get") || action.starts_with("s3:List")) {
+            return Ok(First::Settled(true));
+        }
+        if ask.level != Level::Object {
+            let key = if ask.level == Level::Content { facts.key.as_deref() } else { None };
+            let resource = arn(name, key);
+            let granted = self.granted(known, settings.acl.as_ref(), ask.permission);
+            let decision = self.decide(known, known.owner.as_ref(), action, &resource, granted);
+            let root_may = self.is_root_of(known)
+                && action.ends_with("BucketPolicy")
+                && !known.bucket().documents.has(Doc::PolicyBindsRoot);
+            if !root_may {
+                refuse(decision, facts, action, &resource)?;
+            }
+            return Ok(First::Settled(true));
+        }
+        let resource = arn(name, facts.key.as_deref());
+        let enforced = settings.ownership == Ownership::BucketOwnerEnforced;
+        let first = self.decide(known, known.owner.as_ref(), action, &resource, policy::Acl::None);
+        let settled = match first {
+            Decision::ExplicitDeny(_) => true,
+            Decision::Allowed => enforced || !known.shared,
+            Decision::ImplicitDeny(_) => enforced,
+        };
+        if settled && !self.asks(Some(known), context::EXISTING_TAG) {
+            refuse(first, facts, action, &resource)?;
+            return Ok(First::Settled(self.is_own(known) || self.may_list(facts, known, name)));
+        }
+        self.read_record.set(true);
+        Ok(First::ByRecord(first))
+    }
+
+    /// Judges an action on an object by its record, or its absence; true where the caller may also know what is in the
+    /// bucket.
+    fn by_record(
+        &self,
+        facts: &Facts,
+        known: &Known,
+        name: &str,
+        ask: Ask,
+        first: Decision,
+        object: Option<&Object>,
+    ) -> Result<bool> {
+        let action = ask.of(facts.version.is_some());
+        let resource = arn(name, facts.key.as_deref());
+        let Some(object) = object else {
+            // Absent: whoever may list learns that, the others learn nothing.
+            if matches!(first, Decision::ExplicitDeny(_)) || !self.may_list(facts, known, name) {
+                return refuse(first, facts, action, &resource).and(Err(Kind::AccessDenied.into()));
+            }
+            return Ok(true);
+        };
+        let enforced = known.settings.ownership == Ownership::BucketOwnerEnforced;
+        let owner: Option<AccountId> =
+            if enforced { known.owner.clone() } else { object.owner.parse().ok().or_else(|| known.owner.clone()) };
+        let private;
+        let list = match &object.acl {
+            Some(acl) => acl,
+            None => {
+                private = Acl::private(&object.owner);
+                &private
+            }
+        };
+        let granted = self.granted(known, Some(list), ask.permission);
+        let tagged;
+        let judge = if self.asks(Some(known), context::EXISTING_TAG) {
+            let mut context = self.context().clone();
+            context::existing_tags(&mut context, object);
+            tagged = self.with(context);
+            &tagged
+        } else {
+            self
+        };
+        let decision = judge.decide(known, owner.as_ref(), action, &resource, granted);
+        self.by_acl.set(judge.by_acl.get());
+        refuse(decision, facts, action, &resource)?;
+        Ok(self.is_own(known) || self.may_list(facts, known, name))
+    }
+
+    /// Judges an action on an object whose record is at hand.
+    fn seen(&self, facts: &Facts, known: &Known, name: &str, ask: Ask, object: &Object) -> Result<()> {
+        match self.first(facts, known, name, ask)? {
+            First::Settled(_) => Ok(()),
+            First::ByRecord(first) => self.by_record(facts, known, name, ask, first, Some(object)).map(drop),
+        }
+    }
+}
+
+/// What is known without an object's record.
+enum First {
+    /// It may; true where the caller may also know what is in the bucket.
+    Settled(bool),
+    /// The record has the last word; this was the first one.
+    ByRecord(Decision),
+}
+
+/// What is left to judge of a request once the record is at hand that it reads or changes ([`Core::again`]).
+#[must_use]
+pub struct Again<'c>(Option<(Judge<'c>, Arc<Known>, Ask)>);
+
+impl Again<'_> {
+    /// Judges the record.
+    ///
+    /// # Errors
+    /// `AccessDenied`.
+    pub fn judge(&self, object: &Object) -> Result<()> {
+        let Some((judge, known, ask)) = &self.0 else { return Ok(()) };
+        let name = judge.facts.bucket.as_deref().ok_or(Kind::AccessDenied)?;
+        judge.seen(judge.facts, known, name, *ask, object)
     }
 }
 
@@ -353,7 +482,7 @@ impl<B: BulkStore> Core<B> {
             leave.charged |= judge.pays(&known)?;
             leave.buckets.push(source.bucket);
         }
-        leave.by_record = judge.by_record.get();
+        leave.by_record = judge.read_record.get();
         leave.facts = facts;
         Ok(Caller { key, leave: Arc::new(leave) })
     }
@@ -368,13 +497,18 @@ impl<B: BulkStore> Core<B> {
     }
 
     /// Judges a request that waited for its body, with the condition keys that the body has; one that did not wait is
-    /// judged already.
+    /// judged already. What is left is to be judged by the record, as [`again`](Self::again) does.
     ///
     /// # Errors
     /// `AccessDenied`; `NoSuchBucket`.
-    pub async fn confirm(&self, caller: &Caller, bucket: &str, told: impl FnOnce(&mut Context)) -> Result<()> {
+    pub async fn confirm<'c>(
+        &'c self,
+        caller: &'c Caller,
+        bucket: &str,
+        told: impl FnOnce(&mut Context),
+    ) -> Result<Again<'c>> {
         if !caller.leave.awaits_body {
-            return Ok(());
+            return self.again(caller).await;
         }
         let facts = &caller.leave.facts;
         let judge = self.judge(facts);
@@ -382,10 +516,28 @@ impl<B: BulkStore> Core<B> {
         told(&mut context);
         let judge = judge.with(context);
         let ask = self.first_ask(facts)?.ok_or(Kind::AccessDenied)?;
-        match ask.level {
-            Level::Service => self.judge_service(&judge, facts, ask, Some(bucket)),
-            _ => self.judge_one(&judge, facts, &*self.known(bucket).await?, bucket, ask).await.map(drop),
+        if ask.level == Level::Service {
+            self.judge_service(&judge, facts, ask, Some(bucket))?;
+            return Ok(Again(None));
         }
+        let known = self.known(bucket).await?;
+        self.judge_one(&judge, facts, &known, bucket, ask).await?;
+        Ok(Again(judge.read_record.get().then_some((judge, known, ask))))
+    }
+
+    /// What is left to judge of a request that was let in by its object's record: that may have been replaced, or come to
+    /// be, since. Nothing of others.
+    ///
+    /// # Errors
+    /// `NoSuchBucket`.
+    pub async fn again<'c>(&'c self, caller: &'c Caller) -> Result<Again<'c>> {
+        let facts = &caller.leave.facts;
+        if !caller.leave.by_record {
+            return Ok(Again(None));
+        }
+        let ask = self.first_ask(facts)?.ok_or(Kind::AccessDenied)?;
+        let known = self.known(facts.bucket.as_deref().ok_or(Kind::AccessDenied)?).await?;
+        Ok(Again(Some((self.judge(facts), known, ask))))
     }
 
     /// Judges the record that a request reads its object's data by. It was let in by what was there then: that may have been
@@ -418,7 +570,10 @@ impl<B: BulkStore> Core<B> {
         let known = self.known(&source.bucket).await?;
         let judge = self.judge(&caller.leave.facts);
         let facts = Facts { key: Some(source.key), version: source.version, ..caller.leave.facts.clone() };
-        self.judge_seen(&judge, &facts, &known, &source.bucket, ask, object).await.map(drop)
+        match object {
+            Some(object) => judge.seen(&facts, &known, &source.bucket, ask, object),
+            None => self.judge_one(&judge, &facts, &known, &source.bucket, ask).await.map(drop),
+        }
     }
 
     /// Judges the tags that a CopyObject takes along from its source: reading them there and setting them at its own place.
@@ -478,7 +633,7 @@ impl<B: BulkStore> Core<B> {
             context: OnceCell::new(),
             account: facts.who.as_ref().map(|w| &w.key.account),
             by_acl: Cell::new(false),
-            by_record: Cell::new(false),
+            read_record: Cell::new(false),
         }
     }
 
@@ -507,108 +662,13 @@ impl<B: BulkStore> Core<B> {
 
     /// Judges one action; true where the caller may also know what is in the bucket.
     async fn judge_one(&self, judge: &Judge<'_>, facts: &Facts, known: &Known, name: &str, ask: Ask) -> Result<bool> {
-        self.judge_seen(judge, facts, known, name, ask, None).await
-    }
-
-    /// The same with the object's record, where that is at hand.
-    async fn judge_seen(
-        &self,
-        judge: &Judge<'_>,
-        facts: &Facts,
-        known: &Known,
-        name: &str,
-        ask: Ask,
-        seen: Option<&Object>,
-    ) -> Result<bool> {
-        let settings = &known.settings;
-        let action = ask.of(facts.version.is_some());
-        if judge.is_unlimited_in(known) && known.policy.is_none() && (ask.level != Level::Object || !known.shared) {
-            return Ok(true);
-        }
-        if judge.is_system() && (action.starts_with("s3:Get") || action.starts_with("s3:List")) {
-            return Ok(true);
-        }
-        let bucket_arn = arn(name, None);
-        let may_list = || {
-            let granted = judge.granted(known, settings.acl.as_ref(), LIST_BUCKET.permission);
-            // Knowing of one object is listing by its key.
-            let mut context = judge.context().clone();
-            if let Some(key) = &facts.key {
-                context.text("s3:prefix", key.clone());
-            }
-            let lists = judge.with(context);
-            lists.decide(known, known.owner.as_ref(), LIST_BUCKET.action, &bucket_arn, granted).is_allowed()
+        let first = match judge.first(facts, known, name, ask)? {
+            First::Settled(may_list) => return Ok(may_list),
+            First::ByRecord(first) => first,
         };
-        let resource = match ask.level {
-            Level::Content | Level::Object => arn(name, facts.key.as_deref()),
-            Level::Bucket | Level::Service => bucket_arn.clone(),
-        };
-        if ask.level != Level::Object {
-            let granted = judge.granted(known, settings.acl.as_ref(), ask.permission);
-            let decision = judge.decide(known, known.owner.as_ref(), action, &resource, granted);
-            let root_may = judge.is_root_of(known)
-                && action.ends_with("BucketPolicy")
-                && !known.bucket().documents.has(Doc::PolicyBindsRoot);
-            if !root_may {
-                refuse(decision, facts, action, &resource)?;
-            }
-            return Ok(true);
-        }
-        let enforced = settings.ownership == Ownership::BucketOwnerEnforced;
-        let first = judge.decide(known, known.owner.as_ref(), action, &resource, policy::Acl::None);
-        let own = judge.is_own(known);
-        let reads_tags = judge.asks(Some(known), context::EXISTING_TAG);
-        let settled = match first {
-            Decision::ExplicitDeny(_) => true,
-            Decision::Allowed => enforced || !known.shared,
-            Decision::ImplicitDeny(_) => enforced,
-        };
-        if settled && !reads_tags {
-            refuse(first, facts, action, &resource)?;
-            return Ok(own || may_list());
-        }
-        judge.by_record.set(true);
-        let read;
-        let object = match seen {
-            Some(_) => seen,
-            None => {
-                let key = facts.key.as_deref().unwrap_or_default();
-                read = self.object_judged(known, key, facts.version.as_deref()).await?;
-                read.as_ref()
-            }
-        };
-        let Some(object) = object else {
-            // Absent: whoever may list learns that, the others learn nothing.
-            if matches!(first, Decision::ExplicitDeny(_)) || !may_list() {
-                return refuse(first, facts, action, &resource).and(Err(Kind::AccessDenied.into()));
-            }
-            return Ok(true);
-        };
-        let owner: Option<AccountId> =
-            if enforced { known.owner.clone() } else { object.owner.parse().ok().or_else(|| known.owner.clone()) };
-        let private;
-        let list = match &object.acl {
-            Some(acl) => acl,
-            None => {
-                private = Acl::private(&object.owner);
-                &private
-            }
-        };
-        let granted = judge.granted(known, Some(list), ask.permission);
-        let tagged;
-        let outer = judge;
-        let judge = if reads_tags {
-            let mut context = judge.context().clone();
-            context::existing_tags(&mut context, object);
-            tagged = judge.with(context);
-            &tagged
-        } else {
-            judge
-        };
-        let decision = judge.decide(known, owner.as_ref(), action, &resource, granted);
-        outer.by_acl.set(judge.by_acl.get());
-        refuse(decision, facts, action, &resource)?;
-        Ok(own || may_list())
+        let key = facts.key.as_deref().unwrap_or_default();
+        let object = self.object_judged(known, key, facts.version.as_deref()).await?;
+        judge.by_record(facts, known, name, ask, first, object.as_ref())
     }
 
     /// The version that a request names, for its list, owner and tags.

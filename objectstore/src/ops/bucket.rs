@@ -43,7 +43,7 @@ pub async fn create_bucket<B: BulkStore>(
             context.text(context::LOCATION, wanted.as_str());
         }
     };
-    core.confirm(caller, &name, told).await?;
+    core.confirm(caller, &name, told).await.map(drop)?;
     if let Some(wanted) = &wanted
         && wanted.as_str() != region
     {

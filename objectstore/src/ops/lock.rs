@@ -1,6 +1,7 @@
 //! Retention and legal hold: PutObjectRetention, GetObjectRetention, PutObjectLegalHold, GetObjectLegalHold, and the
 //! headers that give a new version its own.
 
+use karri_base::aws::policy::Context;
 use karri_base::clock::UnixMicros;
 use karri_bulk::BulkStore;
 use s3s::dto::{
@@ -122,13 +123,12 @@ pub async fn put_object_retention<B: BulkStore>(
     if bypass {
         core.may(caller, BYPASS_GOVERNANCE, &input.bucket, &input.key, version).await?;
     }
-    core.confirm(caller, &input.bucket, |context| {
-        context::retention(context, new.as_ref().map(|r| (r.mode.name(), r.until)), now);
-    })
-    .await?;
+    let told = |context: &mut Context| context::retention(context, new.as_ref().map(|r| (r.mode.name(), r.until)), now);
+    let again = core.confirm(caller, &input.bucket, told).await?;
     let which = Which::new(version)?;
     let teller = Teller { caller, bucket: &input.bucket, name: "" };
     core.change_version(bucket.value.id, &input.key, which, teller, |object| {
+        again.judge(object)?;
         check_change(object.lock.retention, new, now, bypass)?;
         object.lock.retention = new;
         Ok(())
@@ -149,6 +149,7 @@ pub async fn get_object_retention<B: BulkStore>(
         return Err(Error::new(Kind::InvalidRequest, NO_LOCK));
     }
     let at = core.version_to_read(bucket.value.id, &input.key, Which::new(input.version_id.as_deref())?).await?;
+    core.again(caller).await?.judge(&at.seen.value)?;
     let retention = at.seen.value.lock.retention.ok_or(Kind::NoSuchObjectLockConfiguration)?;
     Ok(GetObjectRetentionOutput {
         retention: Some(ObjectLockRetention {
@@ -171,13 +172,14 @@ pub async fn put_object_legal_hold<B: BulkStore>(
     }
     let status = input.legal_hold.and_then(|h| h.status).ok_or(Kind::MalformedXml)?;
     let hold = on_or_off(status.as_str()).ok_or(Kind::MalformedXml)?;
-    core.confirm(caller, &input.bucket, |context| {
+    let told = |context: &mut Context| {
         context.text(context::LEGAL_HOLD, status.as_str());
-    })
-    .await?;
+    };
+    let again = core.confirm(caller, &input.bucket, told).await?;
     let which = Which::new(input.version_id.as_deref())?;
     let teller = Teller { caller, bucket: &input.bucket, name: "" };
     core.change_version(bucket.value.id, &input.key, which, teller, |object| {
+        again.judge(object)?;
         object.lock.hold = Some(hold);
         Ok(())
     })
@@ -197,6 +199,7 @@ pub async fn get_object_legal_hold<B: BulkStore>(
         return Err(Error::new(Kind::InvalidRequest, NO_LOCK));
     }
     let at = core.version_to_read(bucket.value.id, &input.key, Which::new(input.version_id.as_deref())?).await?;
+    core.again(caller).await?.judge(&at.seen.value)?;
     let hold = at.seen.value.lock.hold.ok_or(Kind::NoSuchObjectLockConfiguration)?;
     Ok(GetObjectLegalHoldOutput { legal_hold: Some(ObjectLockLegalHold { status: Some(hold_status(hold)) }) })
 }

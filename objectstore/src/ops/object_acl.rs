@@ -17,6 +17,7 @@ pub async fn get<B: BulkStore>(asked: &Asked<'_, B>) -> Result<Answer> {
     let known = asked.core.known(asked.bucket).await?;
     let which = Which::new(asked.version)?;
     let object = asked.core.version_to_read(known.bucket().id, asked.key, which).await?.seen.value;
+    asked.core.again(asked.caller).await?.judge(&object)?;
     let shown = id_shown(known.bucket(), &object);
     let enforced = known.settings.ownership == Ownership::BucketOwnerEnforced;
     let (owner, acl) = match (enforced, object.acl) {
@@ -43,6 +44,8 @@ pub async fn put<B: BulkStore>(asked: &Asked<'_, B>) -> Result<Answer> {
         Ok(acl)
     };
     let seen = asked.core.version_to_read(bucket.id, asked.key, which).await?.seen.value;
+    let again = asked.core.again(asked.caller).await?;
+    again.judge(&seen)?;
     // An owner who withholds something from himself: from now on the bucket's objects' lists are looked at.
     let withheld = !list(&seen)?.allows(Some(&seen.owner), Permission::FullControl, true);
     if withheld && !bucket.documents.has(Doc::Shared) {
@@ -53,6 +56,7 @@ pub async fn put<B: BulkStore>(asked: &Asked<'_, B>) -> Result<Answer> {
         asked.core.change_bucket(asked.caller, asked.bucket, None, share).await?;
     }
     let change = |object: &mut Object| {
+        again.judge(object)?;
         let acl = list(object)?;
         object.acl = (!acl.is_private(&object.owner)).then_some(acl);
         Ok(())

@@ -69,6 +69,7 @@ pub async fn get_object_tagging<B: BulkStore>(
     let owner = input.expected_bucket_owner.as_deref();
     let bucket = core.bucket(caller, &input.bucket, owner, Access::Read).await?;
     let at = core.version_to_read(bucket.value.id, &input.key, Which::new(input.version_id.as_deref())?).await?;
+    core.again(caller).await?.judge(&at.seen.value)?;
     let version_id = id_shown(&bucket.value, &at.seen.value);
     let tags = at.seen.value.tags.0.into_iter();
     let tag_set = tags.map(|(key, value)| Tag { key: Some(key), value: Some(value) }).collect();
@@ -83,13 +84,15 @@ pub async fn put_object_tagging<B: BulkStore>(
 ) -> Result<PutObjectTaggingOutput> {
     let pairs = input.tagging.tag_set.into_iter().map(|t| (t.key.unwrap_or_default(), t.value.unwrap_or_default()));
     let tags = checked(pairs.collect())?;
-    core.confirm(caller, &input.bucket, |context| context::request_tags(context, tags.0.iter().cloned())).await?;
+    let told = |context: &mut _| context::request_tags(context, tags.0.iter().cloned());
+    let again = core.confirm(caller, &input.bucket, told).await?;
     let owner = input.expected_bucket_owner.as_deref();
     let bucket = core.bucket(caller, &input.bucket, owner, Access::Write).await?;
     let which = Which::new(input.version_id.as_deref())?;
     let teller = Teller { caller, bucket: &input.bucket, name: "ObjectTagging:Put" };
     let object = core
         .change_version(bucket.value.id, &input.key, which, teller, |object| {
+            again.judge(object)?;
             object.tags = tags.clone();
             Ok(())
         })
@@ -107,8 +110,10 @@ pub async fn delete_object_tagging<B: BulkStore>(
     let bucket = core.bucket(caller, &input.bucket, owner, Access::Write).await?;
     let which = Which::new(input.version_id.as_deref())?;
     let teller = Teller { caller, bucket: &input.bucket, name: "ObjectTagging:Delete" };
+    let again = core.again(caller).await?;
     let object = core
         .change_version(bucket.value.id, &input.key, which, teller, |object| {
+            again.judge(object)?;
             object.tags = Tags::default();
             Ok(())
         })

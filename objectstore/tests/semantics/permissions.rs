@@ -9,10 +9,13 @@ use karri_objectstore::digest::base64;
 use karri_objectstore::error::Kind;
 use karri_objectstore::ops::condition::ReadConditions;
 use karri_objectstore::ops::get::{Selection, Wanted, find};
+use karri_objectstore::ops::{lock, object_acl, tagging};
+use karri_objectstore::route::Asked;
 use karri_objectstore::versions::Which;
+use s3s::dto::{ObjectLockLegalHold, ObjectLockLegalHoldStatus, ObjectLockRetention, Tagging};
+use sha1::Sha1;
 
 fn allow(actions: &str) -> String {
-use sha1::Sha1;
     format!(r#"{{"Effect":"Allow","Action":[{actions}],"Resource":"*"}}"#)
 }
 
@@ -389,6 +392,95 @@ fn what_is_read_is_what_was_judged() {
 }
 
 #[test]
+fn what_is_told_and_changed_is_what_was_judged() {
+    const OPERATIONS: [&str; 9] = [
+        "GetObjectTagging",
+        "PutObjectTagging",
+        "DeleteObjectTagging",
+        "GetObjectAcl",
+        "PutObjectAcl",
+        "GetObjectRetention",
+        "PutObjectRetention",
+        "GetObjectLegalHold",
+        "PutObjectLegalHold",
+    ];
+    run(|| async {
+        let w = Walrus::new().await;
+        w.req("PUT", "/bucket").header("x-amz-bucket-object-lock-enabled", "true").send().await.ok();
+        let open = |tag: &str, more: &str| {
+            format!(
+                r#"{{"Effect":"Allow","Principal":"*","Action":"s3:*","Resource":"arn:aws:s3:::bucket/*","Condition":{{"StringEquals":{{"s3:ExistingObjectTag/class":"{tag}"}}{more}}}}}"#
+            )
+        };
+        let put = |class: &str| {
+            let put = w.req("PUT", "/bucket/k").header("x-amz-tagging", format!("class={class}")).body("x");
+            put.header("x-amz-object-lock-legal-hold", "OFF")
+        };
+        let admit = |operation: &'static str| {
+            let (bucket, key) = (Some("bucket".to_owned()), Some("k".to_owned()));
+            w.core.admit(Facts { operation, bucket, key, ..Facts::default() })
+        };
+        // A policy on what only the body says: judged when that is read, and by the record, too.
+        let bodies = r#","StringNotEquals":{"s3:RequestObjectTag/class":"secret"}"#;
+        for more in ["", bodies] {
+            let policy = format!(r#"{{"Version":"2012-10-17","Statement":[{}]}}"#, open("open", more));
+            w.put("/bucket?policy", policy).await.ok();
+            for operation in OPERATIONS {
+                put("open").send().await.ok();
+                let caller = admit(operation).await.unwrap();
+                let done = carry_out(&w, operation, &caller).await;
+                assert_ne!(done, Err(Kind::AccessDenied), "{operation}");
+                put("open").send().await.ok();
+                let caller = admit(operation).await.unwrap();
+                put("secret").send().await.ok();
+                let done = carry_out(&w, operation, &caller).await;
+                assert_eq!(done, Err(Kind::AccessDenied), "{operation}");
+            }
+        }
+    });
+}
+
+/// An operation on `/bucket/k`, let in before.
+async fn carry_out(w: &Walrus, operation: &str, caller: &Caller) -> Result<(), Kind> {
+    macro_rules! call {
+        ($f:path, $input:ident $(, $set:ident($value:expr))*) => {{
+            let input = s3s::dto::$input::builder().bucket("bucket".into()).key("k".into());
+            $f(&w.core, caller, input$(.$set($value))*.build().unwrap()).await.map(drop)
+        }};
+    }
+    let headers = http::HeaderMap::from_iter([("x-amz-acl".parse().unwrap(), "private".parse().unwrap())]);
+    let document = bytes::Bytes::new();
+    let asked = Asked {
+        core: &w.core,
+        caller,
+        bucket: "bucket",
+        key: "k",
+        version: None,
+        headers: &headers,
+        document: &document,
+    };
+    let hold = ObjectLockLegalHold { status: Some(ObjectLockLegalHoldStatus::from_static("ON")) };
+    let done = match operation {
+        "GetObjectTagging" => call!(tagging::get_object_tagging, GetObjectTaggingInput),
+        "PutObjectTagging" => {
+            call!(tagging::put_object_tagging, PutObjectTaggingInput, tagging(Tagging { tag_set: vec![] }))
+        }
+        "DeleteObjectTagging" => call!(tagging::delete_object_tagging, DeleteObjectTaggingInput),
+        "GetObjectAcl" => object_acl::get(&asked).await.map(drop),
+        "PutObjectAcl" => object_acl::put(&asked).await.map(drop),
+        "GetObjectRetention" => call!(lock::get_object_retention, GetObjectRetentionInput),
+        "PutObjectRetention" => {
+            let none = ObjectLockRetention { mode: None, retain_until_date: None };
+            call!(lock::put_object_retention, PutObjectRetentionInput, retention(Some(none)))
+        }
+        "GetObjectLegalHold" => call!(lock::get_object_legal_hold, GetObjectLegalHoldInput),
+        "PutObjectLegalHold" => call!(lock::put_object_legal_hold, PutObjectLegalHoldInput, legal_hold(Some(hold))),
+        _ => panic!("{operation}"),
+    };
+    done.map_err(|e| e.kind)
+}
+
+#[test]
 fn requests_have_a_region_and_an_age() {
     run(|| async {
         let w = Walrus::new().await;
@@ -406,6 +498,20 @@ fn requests_have_a_region_and_an_age() {
         presigned().header("test-age", "200").send().await.is(403, "AccessDenied");
         assert_eq!(w.get("/bucket?acl").await.ok().all("ID"), [ACCOUNT, ACCOUNT]);
     });
+}
+
+/// The fields of a form whose policy, signed by AK1, allows files of so many bytes.
+fn signed_policy(max: u64) -> String {
+    let policy = format!(
+        r#"{{"expiration":"2140-01-01T00:00:00Z","conditions":[{{"bucket":"bucket"}},["starts-with","$key",""],["content-length-range",0,{max}]]}}"#
+    );
+    let policy = base64(policy.as_bytes());
+    let mut mac = Hmac::<Sha1>::new_from_slice(b"secret of AK1").unwrap();
+    mac.update(policy.as_bytes());
+    let signature = base64(&mac.finalize().into_bytes());
+    let field =
+        |name: &str, value: &str| format!("--B\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n");
+    field("AWSAccessKeyId", "AK1") + &field("policy", &policy) + &field("signature", &signature)
 }
 
 #[test]
@@ -476,36 +582,22 @@ fn usage_is_a_condition() {
                 }
             })
         };
-        form(false, "").await.is(403, "AccessDenied");
-        form(false, &signed_policy(100)).await.ok();
+        form(true, "").await.is(403, "AccessDenied");
         let limit = |n: u64| {
             let deny = deny.replace(r#":"0""#, &format!(r#":"{n}""#));
             w.put("/bucket?policy", format!(r#"{{"Version":"2012-10-17","Statement":[{deny}]}}"#))
         };
-        limit(1 << 40).await.ok();
-        form(true, "").await.is(403, "AccessDenied");
-        limit(i64::MAX as u64).await.ok();
-        form(false, "").await.ok();
-        w.get("/bucket/a").await.ok();
-    });
-}
-/// The fields of a form whose policy, signed by AK1, allows files of so many bytes.
-fn signed_policy(max: u64) -> String {
-    let policy = format!(
-        r#"{{"expiration":"2140-01-01T00:00:00Z","conditions":[{{"bucket":"bucket"}},["starts-with","$key",""],["content-length-range",0,{max}]]}}"#
-    );
-    let policy = base64(policy.as_bytes());
-    let mut mac = Hmac::<Sha1>::new_from_slice(b"secret of AK1").unwrap();
-    mac.update(policy.as_bytes());
-    let signature = base64(&mac.finalize().into_bytes());
-    let field =
-        |name: &str, value: &str| format!("--B\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n");
-    field("AWSAccessKeyId", "AK1") + &field("policy", &policy) + &field("signature", &signature)
-}
-
         let there: u64 = w.get("/bucket?usage").await.ok().one("Bytes").parse().unwrap();
         // The file and the boundary after it are ten bytes.
         limit(there + 9).await.ok();
         form(true, "").await.is(403, "AccessDenied");
         limit(there + 10).await.ok();
         form(true, "").await.ok();
+        limit(1 << 40).await.ok();
+        form(false, "").await.is(403, "AccessDenied");
+        form(false, &signed_policy(100)).await.ok();
+        limit(i64::MAX as u64).await.ok();
+        form(false, "").await.ok();
+        w.get("/bucket/a").await.ok();
+    });
+}
