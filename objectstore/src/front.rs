@@ -438,11 +438,16 @@ fn call<B: BulkStore>(
     }
 }
 
-/// A head of HTTP/2, or of a proxy's HTTP/1.1, as signatures are over it: the authority is its host. One that names two
+/// A head of HTTP/2, or of a proxy's HTTP/1.1, as signatures are over it: the authority is its host. Where both are there
+/// and mean the same, whether they name the scheme's own port or not, the header stays as it was sent. A head that names two
 /// hosts has two from here on, which is refused ([`guard::check`]).
 fn settle(head: &mut Parts) {
     let Some(authority) = head.uri.authority() else { return };
-    let is_same = |host: &HeaderValue| host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes());
+    let default = if head.extensions.get::<Peer>().is_some_and(|peer| peer.secure) { ":443" } else { ":80" };
+    let meant = authority.as_str();
+    let meant = meant.strip_suffix(default).unwrap_or(meant);
+    let is_meant = |host: &str| host.strip_suffix(default).unwrap_or(host).eq_ignore_ascii_case(meant);
+    let is_same = |host: &HeaderValue| host.to_str().is_ok_and(is_meant);
     if !head.headers.get(HOST).is_some_and(is_same)
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
     {

@@ -3,6 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
+use karri_objectstore::api::Peer;
 use karri_objectstore::operator::Operator;
 use karri_objectstore::place::Domains;
 
@@ -122,8 +123,7 @@ fn a_host_is_signed_and_gives_nobody_more() {
         two.await.is(400, "InvalidRequest");
         let asked = |authority: &'static str, keep: bool| {
             w.req("GET", "/k").by("AK2").host("own.localhost").send_with(move |r| {
-                let target = r.uri().path_and_query().unwrap().to_string();
-                *r.uri_mut() = format!("http://{authority}{target}").parse().unwrap();
+                at_authority(r, authority);
                 if !keep {
                     r.headers_mut().remove("host");
                 }
@@ -133,6 +133,45 @@ fn a_host_is_signed_and_gives_nobody_more() {
         assert_eq!(asked("own.localhost", false).await.ok().text(), "mine");
         asked(HOST, true).await.is(400, "InvalidRequest");
         asked(HOST, false).await.is(403, "SignatureDoesNotMatch");
+    });
+}
+
+/// As HTTP/2 has it.
+fn at_authority<T>(request: &mut http::Request<T>, authority: &str) {
+    let target = request.uri().path_and_query().unwrap().to_string();
+    *request.uri_mut() = format!("http://{authority}{target}").parse().unwrap();
+}
+
+#[test]
+fn a_default_port_is_the_same_host() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/bucket", "").await.ok();
+        w.put("/bucket/k", "x").await.ok();
+        let ask = |secure: bool, host: &'static str, authority: &'static str| {
+            w.req("GET", "/k").host(host).send_with(move |r| {
+                at_authority(r, authority);
+                r.extensions_mut().insert(Peer { secure, ..Peer::default() });
+            })
+        };
+        for (secure, port, other) in [
+            (false, "bucket.localhost:80", "bucket.localhost:443"),
+            (true, "bucket.localhost:443", "bucket.localhost:80"),
+        ] {
+            // The signature is over the header as it was sent.
+            assert_eq!(ask(secure, port, "bucket.localhost").await.ok().text(), "x");
+            assert_eq!(ask(secure, "bucket.localhost", port).await.ok().text(), "x");
+            assert_eq!(ask(secure, "Bucket.Localhost", port).await.ok().text(), "x");
+            ask(secure, other, "bucket.localhost").await.is(400, "InvalidRequest");
+            ask(secure, "bucket.localhost", other).await.is(400, "InvalidRequest");
+            ask(secure, port, other).await.is(400, "InvalidRequest");
+            ask(secure, "other.localhost:80", "bucket.localhost").await.is(400, "InvalidRequest");
+        }
+        let unsigned = w.req("GET", "/k").host("bucket.localhost").send_with(|r| {
+            at_authority(r, "bucket.localhost");
+            r.headers_mut().insert("host", "bucket.localhost:80".parse().unwrap());
+        });
+        unsigned.await.is(403, "SignatureDoesNotMatch");
     });
 }
 
