@@ -87,43 +87,100 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|w| w == needle)
 }
 
-/// Reads the fields; `None` where the file has not begun yet. The number is where its bytes begin.
-///
-/// # Errors
-/// `MalformedPOSTRequest`.
-pub fn head(data: &[u8], boundary: &str) -> Result<Option<(Fields, usize)>> {
-    let delimiter = format!("--{boundary}");
-    let mut fields = Fields::default();
-    // A preamble is allowed and skipped.
-    let Some(mut at) = find(data, delimiter.as_bytes()).map(|p| p + delimiter.len()) else { return Ok(None) };
-    loop {
-        let rest = &data[at..];
-        if rest.starts_with(b"--") {
-            return Err(Error::new(Kind::InvalidArgument, "POST requires exactly one file upload per request."));
-        }
-        let Some(end) = find(rest, b"\r\n\r\n") else { return Ok(None) };
-        if !rest.starts_with(b"\r\n") {
-            return Err(malformed("A part of the form does not begin on a line of its own."));
-        }
-        let header =
-            std::str::from_utf8(&rest[2..end.max(2)]).map_err(|_| malformed("A part's header is not UTF-8."))?;
-        let (name, filename) = part_header(header)?;
-        let begin = at + end + 4;
-        if name == "file" {
-            fields.filename = filename.unwrap_or_default();
-            return Ok(Some((fields, begin)));
-        }
-        let next = format!("\r\n{delimiter}");
-        let Some(len) = find(&data[begin..], next.as_bytes()) else { return Ok(None) };
-        let value = std::str::from_utf8(&data[begin..begin + len]).map_err(|_| malformed("A field is not UTF-8."))?;
-        if fields.list.len() >= FIELDS_MAX {
-            return Err(malformed("The form has too many fields."));
-        }
-        if fields.get(&name).is_none() {
-            fields.list.push((name, value.to_owned()));
-        }
-        at = begin + len + next.len();
+/// Reads the fields of a form that comes in pieces; no byte is looked at again but as many as a delimiter has.
+#[derive(Debug)]
+pub struct Head {
+    /// With the line end before it.
+    delimiter: Vec<u8>,
+    fields: Fields,
+    part: Part,
+    /// Where the part that is being read begins.
+    at: usize,
+    /// There is nothing of what is looked for before this.
+    looked: usize,
+}
+
+#[derive(Debug)]
+enum Part {
+    /// Before the first delimiter.
+    Preamble,
+    /// After a delimiter.
+    Header,
+    /// In the value of the field of this name.
+    Value(String),
+}
+
+impl Head {
+    /// A form of this boundary.
+    pub fn new(boundary: &str) -> Self {
+        let delimiter = format!("\r\n--{boundary}").into_bytes();
+        Self { delimiter, fields: Fields::default(), part: Part::Preamble, at: 0, looked: 0 }
     }
+
+    /// Reads on, in all that has come of the form so far; `None` where the file has not begun yet. The number is where its
+    /// bytes begin.
+    ///
+    /// # Errors
+    /// `MalformedPOSTRequest`.
+    pub fn read(&mut self, data: &[u8]) -> Result<Option<(Fields, usize)>> {
+        loop {
+            let rest = &data[self.at..];
+            match &self.part {
+                Part::Preamble => {
+                    // A preamble is allowed and skipped; the first delimiter needs no line end.
+                    let Some(found) = look(data, &self.delimiter[2..], &mut self.looked) else { return Ok(None) };
+                    self.begin(Part::Header, found + self.delimiter.len() - 2);
+                }
+                Part::Header => {
+                    if rest.starts_with(b"--") {
+                        return Err(Error::new(
+                            Kind::InvalidArgument,
+                            "POST requires exactly one file upload per request.",
+                        ));
+                    }
+                    let Some(end) = look(data, b"\r\n\r\n", &mut self.looked) else { return Ok(None) };
+                    if !rest.starts_with(b"\r\n") {
+                        return Err(malformed("A part of the form does not begin on a line of its own."));
+                    }
+                    let header = &data[self.at + 2..end.max(self.at + 2)];
+                    let header = std::str::from_utf8(header).map_err(|_| malformed("A part's header is not UTF-8."))?;
+                    let (name, filename) = part_header(header)?;
+                    let begin = end + 4;
+                    if name == "file" {
+                        let mut fields = std::mem::take(&mut self.fields);
+                        fields.filename = filename.unwrap_or_default();
+                        return Ok(Some((fields, begin)));
+                    }
+                    self.begin(Part::Value(name), begin);
+                }
+                Part::Value(name) => {
+                    let Some(end) = look(data, &self.delimiter, &mut self.looked) else { return Ok(None) };
+                    let value =
+                        std::str::from_utf8(&data[self.at..end]).map_err(|_| malformed("A field is not UTF-8."))?;
+                    if self.fields.list.len() >= FIELDS_MAX {
+                        return Err(malformed("The form has too many fields."));
+                    }
+                    if self.fields.get(name).is_none() {
+                        self.fields.list.push((name.clone(), value.to_owned()));
+                    }
+                    self.begin(Part::Header, end + self.delimiter.len());
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, part: Part, at: usize) {
+        (self.part, self.at, self.looked) = (part, at, at);
+    }
+}
+
+/// Finds a needle that does not begin before `looked`; where it is not there yet, moves that on.
+fn look(data: &[u8], needle: &[u8], looked: &mut usize) -> Option<usize> {
+    let found = find(&data[*looked..], needle).map(|at| *looked + at);
+    if found.is_none() {
+        *looked = (data.len() + 1).saturating_sub(needle.len()).max(*looked);
+    }
+    found
 }
 
 /// Name and file name in a part's header. Browsers say the file's type there too: it is no field, so policies need not cover
@@ -626,7 +683,7 @@ mod tests {
     }
 
     fn read(data: &[u8], cut: usize, length: Option<(u64, u64)>) -> Result<(Fields, Vec<u8>), String> {
-        let (fields, at) = head(data, "B").map_err(|e| e.to_string())?.ok_or("incomplete")?;
+        let (fields, at) = Head::new("B").read(data).map_err(|e| e.to_string())?.ok_or("incomplete")?;
         let pieces: Vec<_> =
             data[at..].chunks(cut).map(|c| Ok::<_, StdError>(Frame::data(Bytes::copy_from_slice(c)))).collect();
         let file = File::new(StreamBody::new(futures_util::stream::iter(pieces)), Bytes::new(), "B", length);
@@ -652,6 +709,42 @@ mod tests {
         assert_eq!(read(&cut_off[..cut_off.len() - 8], 3, None).unwrap_err(), NO_END);
     }
 
+    /// What is read of a form that comes byte by byte, and how many bytes were looked at for it.
+    fn byte_by_byte(data: &[u8], boundary: &str) -> (Result<Option<(Fields, usize)>, Kind>, usize) {
+        let (mut head, mut looks) = (Head::new(boundary), 0);
+        for end in 0..=data.len() {
+            looks += end - head.looked;
+            match head.read(&data[..end]) {
+                Ok(None) => {}
+                done => return (done.map_err(|e| e.kind), looks),
+            }
+        }
+        (Ok(None), looks)
+    }
+
+    #[test]
+    fn a_head_in_pieces_is_not_read_again_and_again() {
+        let boundary = "b".repeat(70);
+        let field = |name: &str, value: &str| {
+            format!("\r\n--{boundary}\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}")
+        };
+        let dashes = "\r\n--bbbb".repeat(2000);
+        for head in [
+            "x".repeat(HEAD_MAX),
+            field("key", &"v".repeat(40_000)),
+            (0..100).map(|n| field(&format!("n{n}"), &"v".repeat(300))).collect(),
+            field("key", &dashes),
+            format!("\r\n--{boundary}\r\n{}", "a:b\r\n".repeat(5000)),
+        ] {
+            let (_, looks) = byte_by_byte(head.as_bytes(), &boundary);
+            assert!(looks <= head.len() * (boundary.len() + 5), "{looks} of {}", head.len());
+        }
+        let whole = body(b"bar");
+        let (fields, at) = byte_by_byte(&whole, "B").0.unwrap().unwrap();
+        assert_eq!(Head::new("B").read(&whole).unwrap().unwrap(), (fields, at));
+        assert_eq!(&whole[at..at + 3], b"bar");
+    }
+
     #[test]
     fn boundaries() {
         assert_eq!(boundary("multipart/form-data; boundary=\"a b\"").unwrap(), "a b");
@@ -671,7 +764,8 @@ mod tests {
                 Just("Content-Disposition: form-data; name=\"k\\\"".to_owned()), "[ -~]{0,9}",
             ], 0..20), cut in 1usize..50) {
             let text = pieces.concat();
-            let _ = head(text.as_bytes(), "B");
+            let whole = Head::new("B").read(text.as_bytes()).map_err(|e| e.kind);
+            prop_assert_eq!(byte_by_byte(text.as_bytes(), "B").0, whole);
             let _ = read(text.as_bytes(), cut, Some((0, 5)));
             let _ = policy_of(&STANDARD.encode(&text));
         }

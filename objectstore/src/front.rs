@@ -229,9 +229,9 @@ impl<B: BulkStore> Front<B> {
             self.core.shared.metrics.clone(),
             Rc::default(),
         )));
-        let mut held = BytesMut::new();
+        let (mut held, mut fields_of) = (BytesMut::new(), form::Head::new(&boundary));
         let (fields, at) = loop {
-            if let Some(found) = form::head(&held, &boundary)? {
+            if let Some(found) = fields_of.read(&held)? {
                 break found;
             }
             if held.len() > form::HEAD_MAX {
