@@ -71,6 +71,8 @@ pub struct Peer {
     pub source: Option<IpAddr>,
     /// True over TLS.
     pub secure: bool,
+    /// The version of TLS, as policies have it; absent without.
+    pub tls: Option<&'static str>,
 }
 
 /// A request's id, in the answer's headers, its error document and the log.
@@ -144,6 +146,7 @@ impl<B: BulkStore> S3Access for Doorman<B> {
                     who,
                     source: peer.source,
                     secure: peer.secure,
+                    tls: peer.tls,
                     request_id: id.as_ref().map_or(String::new(), |id| id.as_str().to_owned()),
                 })
                 .await

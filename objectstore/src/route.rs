@@ -221,6 +221,7 @@ impl<B: BulkStore> Routes<B> {
                 who,
                 source: peer.source,
                 secure: peer.secure,
+                tls: peer.tls,
                 request_id: req.extensions.get::<RequestId>().map_or(String::new(), |id| id.as_str().to_owned()),
             })
             .await?;

@@ -558,10 +558,11 @@ impl Site {
         });
         let make = |peer: http::Peer| {
             let front = front.clone();
-            let peer = crate::api::Peer { source: peer.address.map(|a| a.ip()), secure: peer.secure };
+            let peer = crate::api::Peer { source: peer.address.map(|a| a.ip()), secure: peer.secure, tls: None };
             hyper::service::service_fn(move |mut request: hyper::Request<_>| {
                 let front = front.clone();
-                request.extensions_mut().insert(peer);
+                let tls = request.extensions().get::<http::TlsVersion>().and_then(crate::tls::version);
+                request.extensions_mut().insert(crate::api::Peer { tls, ..peer });
                 async move { Ok::<_, std::convert::Infallible>(front.answer(request).await) }
             })
         };

@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use rustls::ServerConfig;
+use karri_engine::http::TlsVersion;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::{ProtocolVersion, ServerConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::serve::StartError;
@@ -55,6 +56,15 @@ type Look = [Option<(u64, Option<SystemTime>, u64)>; 2];
 fn seen(meta: std::io::Result<std::fs::Metadata>) -> Option<(u64, Option<SystemTime>, u64)> {
     let meta = meta.ok()?;
     Some((meta.len(), meta.modified().ok(), meta.ino()))
+}
+
+/// A connection's version as policies write it (`s3:TlsVersion`).
+pub fn version(of: &TlsVersion) -> Option<&'static str> {
+    match of.0 {
+        ProtocolVersion::TLSv1_2 => Some("1.2"),
+        ProtocolVersion::TLSv1_3 => Some("1.3"),
+        _ => None,
+    }
 }
 
 impl Certificate {

@@ -43,7 +43,7 @@ use hyper::rt::ReadBufCursor;
 use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper::{Request, Response};
-use rustls::ServerConfig;
+use rustls::{ProtocolVersion, ServerConfig};
 
 use crate::drain::Drain;
 use crate::http2::{self, Frames};
@@ -105,6 +105,10 @@ pub struct Peer {
     /// True over TLS.
     pub secure: bool,
 }
+
+/// Among the extensions of a request that came over TLS: the version that was agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TlsVersion(pub ProtocolVersion);
 
 /// What a server did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -242,7 +246,7 @@ where
     B::Error: Into<BoxError>,
 {
     let watch = Watch::new(true, limits.slowest);
-    let service = Watched { service, watch: watch.clone() };
+    let service = Watched { service, watch: watch.clone(), tls: stream.tls() };
     let mut builder = http1::Builder::new();
     builder.header_read_timeout(None).max_buf_size(limits.buffer.max(8192)).max_headers(limits.headers).writev(true);
     let connection = pin!(builder.serve_connection(Io::new(stream, &watch), service));
@@ -259,7 +263,7 @@ where
     B::Error: Into<BoxError>,
 {
     let watch = Watch::new(false, limits.slowest);
-    let watched_service = Watched { service, watch: watch.clone() };
+    let watched_service = Watched { service, watch: watch.clone(), tls: stream.tls() };
     let (streams, service) = http2::bounded(watched_service, limits.idle, limits.slowest);
     let mut builder = hyper::server::conn::http2::Builder::new(streams);
     builder
@@ -430,17 +434,21 @@ impl Watch {
     }
 }
 
-/// A service that tells when it is at work.
+/// A service that tells when it is at work, and is told what its requests came over.
 struct Watched<S> {
     service: S,
     watch: Rc<Watch>,
+    tls: Option<TlsVersion>,
 }
 
 impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Watched<S> {
     type Response = S::Response;
     type Error = S::Error;
     type Future = AtWork<S::Future>;
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        if let Some(tls) = self.tls {
+            request.extensions_mut().insert(tls);
+        }
         self.watch.busy.set(self.watch.busy.get() + 1);
         self.watch.head_since.set(None);
         AtWork { future: self.service.call(request), watch: self.watch.clone() }
@@ -473,6 +481,9 @@ trait Transport: Unpin {
     fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>>;
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    fn tls(&self) -> Option<TlsVersion> {
+        None
+    }
 }
 
 impl Transport for Stream {
@@ -506,6 +517,9 @@ impl Transport for TlsStream {
     }
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         TlsStream::poll_shutdown(self, cx)
+    }
+    fn tls(&self) -> Option<TlsVersion> {
+        self.version().map(TlsVersion)
     }
 }
 

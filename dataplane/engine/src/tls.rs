@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use hyper::rt::ReadBufCursor;
-use rustls::{ServerConfig, ServerConnection};
+use rustls::{ProtocolVersion, ServerConfig, ServerConnection};
 
 use crate::net::Stream;
 
@@ -97,6 +97,11 @@ impl TlsStream {
     /// What was agreed on by ALPN.
     pub fn protocol(&self) -> Option<&[u8]> {
         self.tls.alpn_protocol()
+    }
+
+    /// The version of TLS that was agreed on.
+    pub fn version(&self) -> Option<ProtocolVersion> {
+        self.tls.protocol_version()
     }
 
     /// Receives some ciphertext; how much, 0 at the end.

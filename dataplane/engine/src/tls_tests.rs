@@ -12,20 +12,21 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned, SupportedProtocolVersion};
 
 use crate::cores::{CoreOptions, block_on};
 use crate::drain::Drain;
-use crate::http::{Limits, Served, serve_tls};
+use crate::http::{Limits, Served, TlsVersion, serve_tls};
 use crate::net::Listener;
 use crate::spawn;
 
 pub(crate) type Tls = StreamOwned<ClientConnection, TcpStream>;
 
-/// `/echo` gives the body back, `/N` N bytes.
+/// `/echo` gives the body back, `/tls` says the version of TLS, `/N` N bytes.
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().trim_start_matches('/').to_owned();
     let body = match path.as_str() {
+        "tls" => format!("{:?}", request.extensions().get::<TlsVersion>()).into(),
         "echo" => request.into_body().collect().await.map_or_else(|_| Bytes::new(), |b| b.to_bytes()),
         n => Bytes::from(vec![b'x'; n.parse().unwrap_or(2)]),
     };
@@ -81,10 +82,19 @@ fn connect(address: SocketAddr, chain: CertificateDer<'static>) -> Tls {
 
 /// Speaks this protocol.
 pub(crate) fn connect_as(address: SocketAddr, chain: CertificateDer<'static>, protocol: &[u8]) -> Tls {
+    connect_with(address, chain, protocol, rustls::ALL_VERSIONS)
+}
+
+fn connect_with(
+    address: SocketAddr,
+    chain: CertificateDer<'static>,
+    protocol: &[u8],
+    versions: &[&'static SupportedProtocolVersion],
+) -> Tls {
     let mut roots = RootCertStore::empty();
     roots.add(chain).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions).unwrap();
     let mut config = config.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![protocol.to_vec()];
     let name = ServerName::try_from("localhost").unwrap();
@@ -123,6 +133,19 @@ fn bodies_come_and_go_whole() {
         assert_eq!(stream.conn.alpn_protocol(), Some(&b"http/1.1"[..]));
     });
     assert_eq!(served, Served { connections: 1, cut_off: 0 });
+}
+
+#[test]
+fn requests_know_their_version() {
+    with_server(Limits::default(), |address, chain| {
+        for (version, name) in [(&rustls::version::TLS12, "TLSv1_2"), (&rustls::version::TLS13, "TLSv1_3")] {
+            let mut stream = connect_with(address, chain.clone(), b"http/1.1", &[version]);
+            for _ in 0..2 {
+                write!(stream, "GET /tls HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+                assert_eq!(String::from_utf8(response(&mut stream)).unwrap(), format!("Some(TlsVersion({name}))"));
+            }
+        }
+    });
 }
 
 #[test]

@@ -37,6 +37,9 @@ pub fn of(facts: &Facts, now: UnixMicros) -> Context {
     if let Some(source) = facts.source {
         context.address("aws:SourceIp", source);
     }
+    if let Some(version) = facts.tls {
+        context.text("s3:TlsVersion", version);
+    }
     for (key, header) in [("aws:UserAgent", "user-agent"), ("aws:Referer", "referer")] {
         if let Some(value) = text(header) {
             context.text(key, value);

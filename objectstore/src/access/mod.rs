@@ -71,6 +71,8 @@ pub struct Facts {
     pub source: Option<IpAddr>,
     /// True over TLS.
     pub secure: bool,
+    /// The version of TLS; absent without.
+    pub tls: Option<&'static str>,
     /// Bytes of what it puts at most; `None` where nothing says.
     pub body_max: Option<u64>,
     /// The request's id.

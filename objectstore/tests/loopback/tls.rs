@@ -85,6 +85,15 @@ fn curl_speaks_both_versions() {
         assert!(String::from_utf8(said(curl(flag, &[], &bucket))).unwrap().contains("<Key>big</Key>"));
         said(curl(flag, &["--request", "DELETE"], &format!("{bucket}/big")));
     }
+    // Policies know what the client agreed on.
+    let deny = r#"{"Version":"2012-10-17","Statement":{"Effect":"Deny","Principal":"*","Action":"s3:DeleteObject","Resource":"arn:aws:s3:::bucket2/*","Condition":{"NumericLessThan":{"s3:TlsVersion":"1.3"}}}}"#;
+    curl("--http2", &["--request", "PUT", "--data-binary", deny], "bucket2?policy=");
+    let delete = |version: &str| {
+        curl("--http2", &["--request", "DELETE", "--no-fail-with-body", "--tlsv1.2", "--tls-max", version], "bucket2/k")
+            .0
+    };
+    assert!(String::from_utf8(delete("1.2")).unwrap().contains("AccessDenied"));
+    assert_eq!(delete("1.3"), b"");
     // Many at once on one connection.
     let list: String = (0..40)
         .map(|i| format!("url = \"https://localhost:{port}/bucket2?prefix={i}\"\noutput = \"/dev/null\"\n"))

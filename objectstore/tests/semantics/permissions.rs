@@ -4,6 +4,7 @@ use crate::client::{ACCOUNT, Answer, Mode, OTHER, Walrus};
 use crate::run;
 use hmac::{Hmac, KeyInit, Mac};
 use karri_objectstore::access::Facts;
+use karri_objectstore::api::Peer;
 use karri_objectstore::core::Caller;
 use karri_objectstore::digest::base64;
 use karri_objectstore::error::Kind;
@@ -497,6 +498,27 @@ fn requests_have_a_region_and_an_age() {
         presigned().send().await.ok();
         presigned().header("test-age", "200").send().await.is(403, "AccessDenied");
         assert_eq!(w.get("/bucket?acl").await.ok().all("ID"), [ACCOUNT, ACCOUNT]);
+    });
+}
+
+#[test]
+fn the_version_of_tls_is_a_condition() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/bucket", "").await.ok();
+        w.put("/bucket/k", "x").await.ok();
+        let get = |tls: Option<&'static str>| {
+            w.req("GET", "/bucket/k").by("AK3").send_with(move |r| {
+                r.extensions_mut().insert(Peer { secure: tls.is_some(), tls, ..Peer::default() });
+            })
+        };
+        w.limit(&all_but("*", r#""NumericLessThan":{"s3:TlsVersion":"1.3"}"#), None);
+        get(Some("1.2")).await.is(403, "AccessDenied");
+        get(Some("1.3")).await.ok();
+        get(None).await.ok();
+        w.limit(&all_but("*", r#""NumericLessThanIfExists":{"s3:TlsVersion":"1.2"}"#), None);
+        get(Some("1.2")).await.ok();
+        get(None).await.is(403, "AccessDenied");
     });
 }
 
