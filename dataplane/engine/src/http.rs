@@ -27,13 +27,17 @@
 //! bytes of answers keep a connection without a request open: PING and what else costs a client nothing do not. An answer
 //! of which the client takes nothing for `idle`, or less than `slowest`, ends with a reset of its stream, whatever the others
 //! do.
+//!
+//! What a client takes of its answers is what its kernel has acknowledged, not what ours holds for it: ours takes megabytes
+//! at once, and then nothing until a third of them are gone, which a slow client needs minutes for. While the socket is
+//! full of answers, `slowest` alone is what the client is held to, and nobody of an HTTP/2 connection's streams is waited for.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -47,7 +51,7 @@ use rustls::{ProtocolVersion, ServerConfig};
 
 use crate::drain::Drain;
 use crate::http2::{self, Frames};
-use crate::net::{Listener, Stream};
+use crate::net::{Listener, Stream, Taken};
 use crate::pace::{Pace, Rate};
 use crate::sync::Semaphore;
 use crate::tls::TlsStream;
@@ -245,11 +249,12 @@ where
     B: Body + 'static,
     B::Error: Into<BoxError>,
 {
-    let watch = Watch::new(true, limits.slowest);
+    let taken = Rc::new(stream.socket().taken());
+    let watch = Watch::new(true, limits.slowest, Rc::downgrade(&taken));
     let service = Watched { service, watch: watch.clone(), tls: stream.tls() };
     let mut builder = http1::Builder::new();
     builder.header_read_timeout(None).max_buf_size(limits.buffer.max(8192)).max_headers(limits.headers).writev(true);
-    let connection = pin!(builder.serve_connection(Io::new(stream, &watch), service));
+    let connection = pin!(builder.serve_connection(Io::new(stream, &watch, taken), service));
     watched(connection, http1::Connection::graceful_shutdown, &watch, limits, &drain).await;
 }
 
@@ -262,9 +267,10 @@ where
     B: Body + 'static,
     B::Error: Into<BoxError>,
 {
-    let watch = Watch::new(false, limits.slowest);
+    let taken = Rc::new(stream.socket().taken());
+    let watch = Watch::new(false, limits.slowest, Rc::downgrade(&taken));
     let watched_service = Watched { service, watch: watch.clone(), tls: stream.tls() };
-    let (streams, service) = http2::bounded(watched_service, limits.idle, limits.slowest);
+    let (streams, service) = http2::bounded(watched_service, limits.idle, limits.slowest, watch.full.clone());
     let mut builder = hyper::server::conn::http2::Builder::new(streams);
     builder
         .max_concurrent_streams(STREAMS)
@@ -272,7 +278,7 @@ where
         .initial_connection_window_size(WINDOWS.1)
         .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(HEAD_MAX);
-    let connection = pin!(builder.serve_connection(Io::new(stream, &watch), service));
+    let connection = pin!(builder.serve_connection(Io::new(stream, &watch, taken), service));
     watched(connection, hyper::server::conn::http2::Connection::graceful_shutdown, &watch, limits, &drain).await;
 }
 
@@ -357,14 +363,46 @@ struct Watch {
     heads: bool,
     /// How fast the client takes what is for it.
     pace: RefCell<Pace>,
-    /// Since when the client is waited for to take more.
+    /// Since when the client is waited for to take more, and that wait is not judged.
     full_since: Cell<Option<Duration>>,
+    /// How long the client was waited for.
+    full: Rc<Full>,
+    /// What the client has taken, and had when its pace was judged last; gone with the connection.
+    taken: Weak<Taken>,
+    judged: Cell<u64>,
+    /// Bytes that were sent when the last one of an answer was.
+    answered: Cell<u64>,
     /// It was too slow.
     slow: Cell<bool>,
 }
 
+/// The time in which a connection's socket took nothing more.
+#[derive(Debug, Default)]
+pub(crate) struct Full {
+    since: Cell<Option<Duration>>,
+    before: Cell<Duration>,
+}
+
+impl Full {
+    fn begin(&self) {
+        if self.since.get().is_none() {
+            self.since.set(Some(now()));
+        }
+    }
+
+    fn end(&self) {
+        self.before.set(self.so_far());
+        self.since.set(None);
+    }
+
+    /// All of it up to now.
+    pub(crate) fn so_far(&self) -> Duration {
+        self.before.get() + self.since.get().map_or(Duration::ZERO, |since| now().saturating_sub(since))
+    }
+}
+
 impl Watch {
-    fn new(heads: bool, slowest: Rate) -> Rc<Self> {
+    fn new(heads: bool, slowest: Rate, taken: Weak<Taken>) -> Rc<Self> {
         Rc::new(Self {
             busy: Cell::new(0),
             head_since: Cell::new(None),
@@ -372,19 +410,27 @@ impl Watch {
             heads,
             pace: RefCell::new(Pace::new(slowest)),
             full_since: Cell::new(None),
+            full: Rc::default(),
+            taken,
+            judged: Cell::new(0),
+            answered: Cell::new(0),
             slow: Cell::new(false),
         })
     }
 
-    /// So many bytes were written, or (none) the client does not take any now.
-    fn wrote(&self, bytes: Option<usize>) {
-        match bytes {
-            None if self.full_since.get().is_none() => self.full_since.set(Some(now())),
-            None => {}
-            Some(n) => {
-                let waited = self.full_since.take().map_or(Duration::ZERO, |since| now().saturating_sub(since));
-                self.moved(n, waited);
-            }
+    /// The socket takes nothing now.
+    fn filled(&self) {
+        if self.full_since.get().is_none() {
+            self.full_since.set(Some(now()));
+            self.full.begin();
+        }
+    }
+
+    /// The socket took something.
+    fn wrote(&self) {
+        if let Some(since) = self.full_since.take() {
+            self.full.end();
+            self.waited(now().saturating_sub(since));
         }
     }
 
@@ -394,14 +440,24 @@ impl Watch {
         let waited = now().saturating_sub(since);
         if waited >= self.pace.borrow().left() {
             self.full_since.set(Some(now()));
-            self.moved(0, waited);
+            self.waited(waited);
         }
     }
 
-    fn moved(&self, bytes: usize, waited: Duration) {
-        if !self.pace.borrow_mut().moved(bytes as u64, waited) {
+    fn waited(&self, waited: Duration) {
+        let mut pace = self.pace.borrow_mut();
+        let taken = || {
+            let taken = self.taken();
+            taken.saturating_sub(self.judged.replace(taken))
+        };
+        let bytes = if pace.ends(waited) { taken() } else { 0 };
+        if !pace.moved(bytes, waited) {
             self.slow.set(true);
         }
+    }
+
+    fn taken(&self) -> u64 {
+        self.taken.upgrade().map_or(0, |taken| taken.bytes())
     }
 
     fn received(&self) {
@@ -415,9 +471,11 @@ impl Watch {
         }
     }
 
-    fn sent(&self) {
+    /// Some of an answer was sent; so much was sent in all.
+    fn sent(&self, all: u64) {
         self.last.set(now());
         self.head_since.set(None);
+        self.answered.set(all);
     }
 
     fn deadline(&self, limits: &Limits) -> Option<Duration> {
@@ -425,7 +483,8 @@ impl Watch {
             return Some(Duration::ZERO);
         }
         let judged = self.full_since.get().map(|since| since + self.pace.borrow().left());
-        if self.busy.get() > 0 {
+        // An answer that the client still takes is no idleness.
+        if self.busy.get() > 0 || judged.is_some() && self.taken() < self.answered.get() {
             return judged;
         }
         let idle = self.last.get() + limits.idle;
@@ -481,6 +540,7 @@ trait Transport: Unpin {
     fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>>;
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    fn socket(&self) -> &Stream;
     fn tls(&self) -> Option<TlsVersion> {
         None
     }
@@ -503,6 +563,10 @@ impl Transport for Stream {
     fn poll_shutdown(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(self.shutdown())
     }
+    #[inline]
+    fn socket(&self) -> &Stream {
+        self
+    }
 }
 
 impl Transport for TlsStream {
@@ -518,6 +582,9 @@ impl Transport for TlsStream {
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         TlsStream::poll_shutdown(self, cx)
     }
+    fn socket(&self) -> &Stream {
+        TlsStream::socket(self)
+    }
     fn tls(&self) -> Option<TlsVersion> {
         self.version().map(TlsVersion)
     }
@@ -527,13 +594,23 @@ impl Transport for TlsStream {
 struct Io<T> {
     stream: T,
     watch: Rc<Watch>,
+    /// For the watch.
+    _taken: Rc<Taken>,
+    /// What TLS holds waits for the socket.
+    flushing: bool,
     /// Over HTTP/2.
     frames: Option<Frames>,
 }
 
 impl<T> Io<T> {
-    fn new(stream: T, watch: &Rc<Watch>) -> Self {
-        Self { stream, watch: watch.clone(), frames: (!watch.heads).then(Frames::default) }
+    fn new(stream: T, watch: &Rc<Watch>, taken: Rc<Taken>) -> Self {
+        Self {
+            stream,
+            watch: watch.clone(),
+            _taken: taken,
+            flushing: false,
+            frames: (!watch.heads).then(Frames::default),
+        }
     }
 }
 
@@ -561,18 +638,25 @@ impl<T: Transport> hyper::rt::Write for Io<T> {
     ) -> Poll<io::Result<usize>> {
         let written = self.stream.poll_write(cx, slices);
         let Poll::Ready(written) = written else {
-            self.watch.wrote(None);
+            self.watch.filled();
             return Poll::Pending;
         };
         let n = written?;
-        self.watch.wrote(Some(n));
+        self.watch.wrote();
         if self.frames.as_mut().is_none_or(|frames| frames.wrote(slices, n)) {
-            self.watch.sent();
+            self.watch.sent(self.stream.socket().sent());
         }
         Poll::Ready(Ok(n))
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream.poll_flush(cx)
+        let flushed = self.stream.poll_flush(cx);
+        if flushed.is_pending() {
+            self.flushing = true;
+            self.watch.filled();
+        } else if std::mem::take(&mut self.flushing) {
+            self.watch.wrote();
+        }
+        flushed
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.stream.poll_shutdown(cx)

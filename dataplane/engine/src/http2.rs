@@ -26,6 +26,7 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper::{Request, Response};
 
+use crate::http::Full;
 use crate::pace::{Pace, Rate};
 use crate::{detach, now, sleep};
 
@@ -34,22 +35,29 @@ const PIECE: usize = 16 << 10;
 
 /// How an answer goes out.
 struct Flow {
-    /// Since when a piece waits to be taken; `None` while the service is at work.
+    /// Since when, by [`Flow::clock`], a piece waits to be taken; `None` while the service is at work.
     waits_since: Cell<Option<Duration>>,
+    /// Time in which the whole connection's client is waited for, and held to its rate: that is no stream's own.
+    full: Rc<Full>,
     pace: RefCell<Pace>,
     /// The client was too slow.
     slow: Cell<bool>,
 }
 
 impl Flow {
-    fn new(slowest: Rate) -> Self {
-        Self { waits_since: Cell::default(), pace: RefCell::new(Pace::new(slowest)), slow: Cell::default() }
+    fn new(slowest: Rate, full: Rc<Full>) -> Self {
+        Self { waits_since: Cell::default(), full, pace: RefCell::new(Pace::new(slowest)), slow: Cell::default() }
+    }
+
+    /// Time that stands still while the socket takes nothing more.
+    fn clock(&self) -> Duration {
+        now().saturating_sub(self.full.so_far())
     }
 
     /// The last piece, of so many bytes, was taken.
     fn taken(&self, bytes: u64) {
         let Some(since) = self.waits_since.take() else { return };
-        if !self.pace.borrow_mut().moved(bytes, now().saturating_sub(since)) {
+        if !self.pace.borrow_mut().moved(bytes, self.clock().saturating_sub(since)) {
             self.slow.set(true);
         }
     }
@@ -60,9 +68,9 @@ impl Flow {
 struct Next(Rc<Cell<Option<Rc<Flow>>>>);
 
 /// hyper's executor and service for one connection.
-pub(crate) fn bounded<S>(service: S, idle: Duration, slowest: Rate) -> (Streams, Streamed<S>) {
+pub(crate) fn bounded<S>(service: S, idle: Duration, slowest: Rate, full: Rc<Full>) -> (Streams, Streamed<S>) {
     let next = Next::default();
-    (Streams { next: next.clone(), idle }, Streamed { service, next, slowest })
+    (Streams { next: next.clone(), idle }, Streamed { service, next, slowest, full })
 }
 
 /// Runs streams' tasks.
@@ -98,12 +106,13 @@ async fn until_stalled(future: impl Future, flow: &Flow, idle: Duration) {
             return Poll::Ready(());
         }
         while timer.as_mut().poll(cx).is_ready() {
-            let until = flow.waits_since.get().unwrap_or_else(now) + idle;
-            if until <= now() {
+            let now_there = flow.clock();
+            let left = (flow.waits_since.get().unwrap_or(now_there) + idle).saturating_sub(now_there);
+            if left.is_zero() {
                 tracing::debug!("a stream's client takes nothing");
                 return Poll::Ready(());
             }
-            timer.reset(until);
+            timer.reset(now() + left);
         }
         Poll::Pending
     })
@@ -115,6 +124,7 @@ pub(crate) struct Streamed<S> {
     service: S,
     next: Next,
     slowest: Rate,
+    full: Rc<Full>,
 }
 
 impl<S, B> Service<Request<Incoming>> for Streamed<S>
@@ -127,7 +137,7 @@ where
     type Error = S::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>>>>;
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let flow = Rc::new(Flow::new(self.slowest));
+        let flow = Rc::new(Flow::new(self.slowest, self.full.clone()));
         let answer = self.service.call(request);
         self.next.0.set(Some(flow.clone()));
         Box::pin(async move {
@@ -164,7 +174,7 @@ impl<B: Body> Body for Pieces<B> {
         let n = self.rest.len().min(PIECE);
         let piece = self.rest.split_to(n);
         self.last = n;
-        self.flow.waits_since.set(Some(now()));
+        self.flow.waits_since.set(Some(self.flow.clock()));
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 

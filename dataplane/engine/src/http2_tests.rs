@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
 use crate::http::Limits;
+use crate::http_tests::{MUCH, read_slowly, slow_readers};
 use crate::pace::Rate;
 use crate::tls_tests::{Tls, connect_as, with_server};
 
@@ -145,6 +146,18 @@ fn a_slow_client_gets_it_all() {
             std::thread::park_timeout(IDLE / 8);
         }
         assert!(began.elapsed() > IDLE * 2, "{:?}", began.elapsed());
+    });
+}
+
+#[test]
+fn a_slow_reader_with_wide_windows_is_not_cut_off() {
+    with_server(slow_readers(), |address, chain| {
+        let mut client = Client::new(connect_as(address, chain, b"h2"), (1 << 31) - 1);
+        client.send(WINDOW_UPDATE, 0, 0, &(1u32 << 30).to_be_bytes()).unwrap();
+        client.get(1, &format!("/{MUCH}")).unwrap();
+        client.until(HEADERS, 1).unwrap();
+        let socket = client.0.sock.try_clone().unwrap();
+        read_slowly(&mut client.0, &socket);
     });
 }
 

@@ -216,6 +216,55 @@ fn an_answer_is_taken_at_a_least_rate() {
     });
 }
 
+/// More than the kernels hold.
+pub(crate) const MUCH: usize = 12 << 20;
+
+/// Reads [`MUCH`]: first a little at a time, 200 KiB a second, for several times as long as a client may be idle; then as fast
+/// as it comes. The socket is the stream's.
+pub(crate) fn read_slowly(stream: &mut impl Read, socket: &TcpStream) {
+    let (mut got, mut piece, began) = (0, vec![0; 1 << 20], std::time::Instant::now());
+    while got < MUCH {
+        let is_slow = began.elapsed() < Duration::from_secs(3);
+        socket2::SockRef::from(socket).set_recv_buffer_size(if is_slow { 16 << 10 } else { 1 << 20 }).unwrap();
+        match stream.read(if is_slow { &mut piece[..4096] } else { &mut piece }) {
+            Ok(n) if n > 0 => got += n,
+            end => panic!("cut off after {got} bytes and {:?}: {end:?}", began.elapsed()),
+        }
+        if is_slow {
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    }
+}
+
+/// The kernel takes megabytes for a client of 200 KiB a second, and then nothing for seconds.
+pub(crate) fn slow_readers() -> Limits {
+    let second = Duration::from_secs(1);
+    Limits { slowest: Rate { window: second, bytes_per_second: 20 << 10 }, idle: second, ..Limits::default() }
+}
+
+#[test]
+fn a_slow_reader_of_much_gets_it_all() {
+    with_server(slow_readers(), |address| {
+        let mut stream = connect(address);
+        write!(stream, "GET /{MUCH} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        let socket = stream.try_clone().unwrap();
+        read_slowly(&mut stream, &socket);
+    });
+    // Who takes nothing at all is still cut off.
+    with_server(slow_readers(), |address| {
+        let mut stream = connect(address);
+        socket2::SockRef::from(&stream).set_recv_buffer_size(16 << 10).unwrap();
+        write!(stream, "GET /{MUCH} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        std::thread::park_timeout(Duration::from_secs(3));
+        socket2::SockRef::from(&stream).set_recv_buffer_size(1 << 20).unwrap();
+        let (mut got, mut rest) = (0, vec![0; 1 << 20]);
+        while let Ok(n @ 1..) = stream.read(&mut rest) {
+            got += n;
+        }
+        assert!(got < MUCH, "{got}");
+    });
+}
+
 #[test]
 fn the_connection_cap_holds_and_frees() {
     let ((), served, _) = with_server(Limits { connections: 1, ..Limits::default() }, |address| {

@@ -154,6 +154,24 @@ impl Moved {
     }
 }
 
+/// What the other end of a stream has taken.
+#[derive(Debug)]
+pub struct Taken {
+    fd: Fd,
+    moved: Moved,
+}
+
+impl Taken {
+    /// Bytes that were sent and that its kernel has acknowledged: what waits in ours is not counted. A system call.
+    pub fn bytes(&self) -> u64 {
+        let mut queued: libc::c_int = 0;
+        // SAFETY: TIOCOUTQ writes an int, and the socket is open as long as `self` is.
+        let told = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) } == 0;
+        let queued = if told { u64::try_from(queued).unwrap_or(0) } else { 0 };
+        self.moved.sent().saturating_sub(queued)
+    }
+}
+
 impl std::fmt::Debug for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Stream").field(&self.fd).finish()
@@ -219,6 +237,16 @@ impl Stream {
     /// The socket, for options.
     pub fn fd(&self) -> &Fd {
         &self.fd
+    }
+
+    /// What the other end has taken; keeps the socket open.
+    pub fn taken(&self) -> Taken {
+        Taken { fd: self.fd.clone(), moved: self.moved() }
+    }
+
+    /// Bytes that the kernel has taken.
+    pub(crate) fn sent(&self) -> u64 {
+        self.moved.sent()
     }
 
     /// Counters that outlive the stream.

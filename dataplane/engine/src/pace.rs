@@ -48,6 +48,11 @@ impl Pace {
         fits
     }
 
+    /// True where the window ends with so long a wait.
+    pub fn ends(&self, waited: Duration) -> bool {
+        self.waited + waited >= self.rate.window
+    }
+
     /// The waiting that is left of the window; never zero.
     pub fn left(&self) -> Duration {
         self.rate.window.saturating_sub(self.waited).max(Duration::from_millis(1))

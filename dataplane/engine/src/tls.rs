@@ -99,6 +99,11 @@ impl TlsStream {
         self.tls.alpn_protocol()
     }
 
+    /// The socket below.
+    pub(crate) fn socket(&self) -> &Stream {
+        &self.stream
+    }
+
     /// The version of TLS that was agreed on.
     pub fn version(&self) -> Option<ProtocolVersion> {
         self.tls.protocol_version()
