@@ -52,7 +52,12 @@ fn is_fixed(key: &str, value: &str) -> bool {
 fn is_narrow(network: &str) -> bool {
     let (address, bits) = network.split_once('/').map_or((network, None), |(a, b)| (a, Some(b)));
     let Ok(address) = address.parse::<IpAddr>() else { return false };
-    let least = if address.is_ipv4() { 8 } else { 32 };
+    let least = match (address, address.to_canonical()) {
+        (IpAddr::V4(_), _) => 8,
+        // IPv4 in IPv6's clothes.
+        (IpAddr::V6(_), IpAddr::V4(_)) => 96 + 8,
+        (IpAddr::V6(_), IpAddr::V6(_)) => 32,
+    };
     bits.is_none_or(|bits| bits.parse::<u32>().is_ok_and(|bits| bits >= least))
 }
 
@@ -103,6 +108,9 @@ mod tests {
             ("IpAddress", "aws:SourceIp", "2001:db8::/32", false),
             ("IpAddress", "aws:SourceIp", "2001:d00::/31", true),
             ("IpAddress", "aws:SourceIp", "::/0", true),
+            ("IpAddress", "aws:SourceIp", "::ffff:10.0.0.0/104", false),
+            ("IpAddress", "aws:SourceIp", "::ffff:0:0/96", true),
+            ("IpAddress", "aws:SourceIp", "::ffff:0:0/103", true),
             ("IpAddressIfExists", "aws:SourceIp", "10.0.0.0/8", true),
             ("NotIpAddress", "aws:SourceIp", "10.0.0.0/8", true),
             ("ForAllValues:IpAddress", "aws:SourceIp", "10.0.0.0/8", true),

@@ -325,7 +325,11 @@ impl Network {
         let address: IpAddr = address.parse().ok()?;
         let width = if address.is_ipv4() { 32 } else { 128 };
         let bits = bits.map_or(Some(width), |bits| bits.parse().ok().filter(|b| *b <= width))?;
-        Some(Self { address, bits })
+        // Requests' addresses are never IPv4 ones in IPv6's clothes: a network of such is one of IPv4.
+        Some(match (address.to_canonical(), address) {
+            (of_v4 @ IpAddr::V4(_), IpAddr::V6(_)) if bits >= 96 => Self { address: of_v4, bits: bits - 96 },
+            _ => Self { address, bits },
+        })
     }
 
     fn holds(self, other: IpAddr) -> bool {
@@ -419,6 +423,11 @@ mod tests {
         ("IpAddress", Some(&["2001:db8::1"]), &["2001:db8::/32"], true),
         ("IpAddress", Some(&["2001:db9::1"]), &["2001:db8::/32"], false),
         ("IpAddress", Some(&["10.1.2.3"]), &["2001:db8::/32"], false),
+        ("IpAddress", Some(&["10.1.2.3"]), &["::ffff:10.0.0.0/104"], true),
+        ("IpAddress", Some(&["11.1.2.3"]), &["::ffff:10.0.0.0/104"], false),
+        ("IpAddress", Some(&["10.1.2.3"]), &["::ffff:10.1.2.3"], true),
+        ("IpAddress", Some(&["11.1.2.3"]), &["::ffff:0:0/96"], true),
+        ("NotIpAddress", Some(&["10.1.2.3"]), &["::ffff:10.0.0.0/104"], false),
         ("NotIpAddress", Some(&["10.1.2.3"]), &["10.0.0.0/8"], false),
         ("NotIpAddress", Some(&["11.1.2.3"]), &["10.0.0.0/8"], true),
         ("ArnEquals", Some(&["arn:aws:s3:::b"]), &["arn:aws:s3:::b"], true),
