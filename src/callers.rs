@@ -21,6 +21,7 @@ const MAY: &[(&str, &str)] = &[
     // `karri status`, and the supervisor, which waits for roles to be ready.
     ("/karri.v1.Role/Status", ADMIN),
     ("/karri.v1.Identity/WatchKeys", "walrus"),
+    ("/karri.v1.Identity/ReportUses", "walrus"),
     ("/karri.v1.Cluster/Place", "cloud"),
     ("/karri.v1.Cluster/Release", "cloud"),
     ("/karri.v1.Cluster/StartInstance", "cloud"),

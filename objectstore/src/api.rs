@@ -158,7 +158,7 @@ impl<B: BulkStore> S3Access for Doorman<B> {
     }
 }
 
-/// Whose signature a request carries; `None` for none.
+/// Whose signature, checked before, a request carries; `None` for none. Notes the use.
 ///
 /// # Errors
 /// `InvalidAccessKeyId`, `InvalidToken`, `ExpiredToken`.
@@ -171,11 +171,12 @@ pub fn signer(
     now: UnixMicros,
 ) -> Result<Option<SignedIn>> {
     let Some(credentials) = credentials else {
-        return Ok(extensions.get::<Form>().and_then(|form| form.signer.clone()));
+        let signer = extensions.get::<Form>().and_then(|form| form.signer.clone());
+        return Ok(signer.inspect(|who| who.used.note(now)));
     };
     let in_query = query.iter().find(|(n, _)| n.eq_ignore_ascii_case("x-amz-security-token")).map(|(_, v)| v.as_str());
     let token = headers.get("x-amz-security-token").and_then(|v| v.to_str().ok()).or(in_query);
-    sign_in(keys, &credentials.access_key, token, now).map(Some)
+    sign_in(keys, &credentials.access_key, token, now).map(|who| Some(who).inspect(|who| who.used.note(now)))
 }
 
 /// Who has this key and token.

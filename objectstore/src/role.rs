@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use karri_base::aws::keys::KeyRing;
+use karri_base::clock::{Clock as _, SystemClock, UnixMicros};
 use karri_base::config::Config;
 use karri_base::proto;
 use karri_base::proto::identity_client::IdentityClient;
@@ -26,6 +27,13 @@ use crate::tls::{Certificate, S3_PROTOCOLS};
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Without news of keys for so long, it is said.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often the cloud is told which keys were used.
+const USES_EVERY: Duration = Duration::from_secs(60);
+/// Uses in one message.
+const USES_MAX: usize = 10_000;
+/// A use may be noted so long after it.
+const USES_LATE_US: u64 = 1_000_000;
 
 /// The most bytes of one message with every key and policy.
 const KEYS_MAX: usize = 512 << 20;
@@ -76,7 +84,8 @@ pub async fn start(
     let handle = handle.map_err(|e| StartError::Config { what: format!("the start was cut off: {e}") })??;
     let news = News::new(None);
     let last = Kept { news: news.subscribe(), meta, master };
-    let watch = tokio::spawn(watch(cloud, keys.clone(), news, last.clone()));
+    let uses = Uses { ring: keys.clone(), region: config.role.region.clone(), told: UnixMicros(0) };
+    let watch = tokio::spawn(watch(cloud, keys.clone(), news, last.clone(), uses));
     let renewal = certificate.map(|certificate| tokio::spawn(certificate.watch()));
     Ok(Arc::new(Walrus { handle: Arc::new(handle), keys, watch, last, renewal }))
 }
@@ -120,9 +129,49 @@ impl Running for Walrus {
     }
 }
 
-/// Keeps the ring as the cloud says, for ever, and what the cloud said for a restart without it.
-async fn watch(cloud: Channel, ring: KeyRing, news: News, kept: Kept) {
-    tokio::join!(listen(cloud, ring, &news), kept.keep());
+/// Keeps the ring as the cloud says, for ever, and what the cloud said for a restart without it; tells the cloud what was
+/// used.
+async fn watch(cloud: Channel, ring: KeyRing, news: News, kept: Kept, uses: Uses) {
+    let identity = IdentityClient::new(cloud.clone());
+    tokio::join!(listen(cloud, ring, &news), kept.keep(), uses.report(identity));
+}
+
+/// Which keys and roles were used, as the cloud is told.
+struct Uses {
+    ring: KeyRing,
+    region: String,
+    /// What was used before this was told.
+    told: UnixMicros,
+}
+
+impl Uses {
+    /// Tells it, once a minute where there is something new; what cannot be told now is told later.
+    async fn report(mut self, identity: IdentityClient<Channel>) {
+        loop {
+            tokio::time::sleep(USES_EVERY).await;
+            let send = |uses| {
+                let mut identity = identity.clone();
+                async move { identity.report_uses(uses).await.map(drop) }
+            };
+            if let Err(error) = self.tell(SystemClock.now(), send).await {
+                tracing::debug!(role = "walrus", error = %error, "the cloud was not told which keys were used");
+            }
+        }
+    }
+
+    async fn tell<F: Future<Output = Result<(), tonic::Status>>>(
+        &mut self,
+        now: UnixMicros,
+        send: impl Fn(proto::ReportUsesRequest) -> F,
+    ) -> Result<(), tonic::Status> {
+        let uses = self.ring.used_since(self.told);
+        for some in uses.chunks(USES_MAX) {
+            let uses = some.iter().map(|(id, at)| proto::Use { id: id.clone(), at_us: at.0 }).collect();
+            send(proto::ReportUsesRequest { service: "s3".into(), region: self.region.clone(), uses }).await?;
+        }
+        self.told = UnixMicros(now.0.saturating_sub(USES_LATE_US));
+        Ok(())
+    }
 }
 
 /// What the cloud said last.
@@ -249,6 +298,28 @@ mod tests {
         assert!(!outage.is_to_be_told(began + PATIENCE / 2));
         assert!(outage.is_to_be_told(began + PATIENCE));
         assert!(!outage.is_to_be_told(began + PATIENCE * 2));
+    }
+
+    #[tokio::test]
+    async fn uses_are_told_until_they_are_heard() {
+        let at = |seconds: u64| UnixMicros(seconds * 1_000_000);
+        let key = crate::serve::root_key("AKIAUSED", "secret").unwrap();
+        let ring = KeyRing::new([key, crate::serve::root_key("AKIAUNUSED", "secret").unwrap()]);
+        let mut uses = Uses { ring: ring.clone(), region: "r".into(), told: UnixMicros(0) };
+        let heard = std::sync::Mutex::new(Vec::new());
+        let hear = |told: proto::ReportUsesRequest| {
+            assert_eq!((told.service.as_str(), told.region.as_str()), ("s3", "r"));
+            heard.lock().unwrap().extend(told.uses.into_iter().map(|u| (u.id, u.at_us / 1_000_000)));
+            std::future::ready(Ok(()))
+        };
+        uses.tell(at(60), hear).await.unwrap();
+        assert!(heard.lock().unwrap().is_empty());
+        ring.sign_in("AKIAUSED", None, at(70)).unwrap().used.note(at(70));
+        let down = |_| std::future::ready(Err(tonic::Status::unavailable("down")));
+        uses.tell(at(120), down).await.unwrap_err();
+        uses.tell(at(180), hear).await.unwrap();
+        uses.tell(at(240), hear).await.unwrap();
+        assert_eq!(*heard.lock().unwrap(), [("AKIAUSED".to_owned(), 70)]);
     }
 
     #[tokio::test]

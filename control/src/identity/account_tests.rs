@@ -130,6 +130,15 @@ async fn last_uses_are_told_and_kept() {
     assert_eq!((text(&shown, "ServiceName"), text(&shown, "Region")), ("ec2".into(), "us-east-1".into()));
     assert_eq!(text(&shown, "LastUsedDate"), "2023-11-14T22:13:20.000Z");
     assert!(w.fine("GetRole", &[("RoleName", "r")]).await.contains("<RoleLastUsed><LastUsedDate>2023-11-14"));
+    // What Walrus tells: of what is here, where it is later, and nothing of the future.
+    let use_of = |id: &str, at_us| karri_base::proto::Use { id: id.into(), at_us };
+    let told = |uses| karri_base::proto::ReportUsesRequest { service: "s3".into(), region: "r".into(), uses };
+    w.directory.heard_of_uses(&told(vec![use_of(&bob.0, now.0 - 1), use_of("AKIANOBODY", now.0)]));
+    assert_eq!(text(&w.fine("GetAccessKeyLastUsed", &asked).await, "ServiceName"), "ec2");
+    assert!(uses.last("AKIANOBODY").is_none());
+    w.directory.heard_of_uses(&told(vec![use_of(&bob.0, u64::MAX)]));
+    let last = uses.last(&bob.0).unwrap();
+    assert_eq!((last.service.as_str(), last.region.as_str(), last.at_us), ("s3", "r", w.directory.now_us()));
     w.directory.keep_uses().await.unwrap();
     assert!(uses.last("AKIAGONE").is_none() && uses.last("ASIAOFBOB").is_none());
     let again = Directory::open(w.meta.clone(), [5; 32], w.clock.clone()).await.unwrap();

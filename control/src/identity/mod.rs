@@ -49,7 +49,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use karri_base::aws::keys::KeyRing;
-use karri_base::clock::Clock;
+use karri_base::clock::{Clock, UnixMicros};
 use karri_base::id::AccountId;
 use karri_base::proto;
 use karri_meta::MetaStore;
@@ -85,6 +85,12 @@ pub struct Directory {
 
 /// The last credential report of each account, by its number: when it was made, in microseconds since 1970, and its text.
 type Reports = Mutex<BTreeMap<String, (u64, Arc<str>)>>;
+
+/// Whether there is a key or a role with an id.
+fn has_uses(state: &State) -> impl Fn(&str) -> bool {
+    let roles: BTreeSet<&str> = state.roles.values().map(|r| r.id.as_str()).collect();
+    move |id| state.keys.contains_key(id) || roles.contains(id)
+}
 
 /// A key to have from the start.
 #[derive(Clone)]
@@ -172,9 +178,15 @@ impl Directory {
     /// The store's.
     pub async fn keep_uses(&self) -> Result<(), StateError> {
         let state = self.state();
-        let roles: BTreeSet<&str> = state.roles.values().map(|r| r.id.as_str()).collect();
-        let is_there = |id: &str| state.keys.contains_key(id) || roles.contains(id);
-        self.uses.keep(&*self.meta, is_there).await
+        self.uses.keep(&*self.meta, has_uses(&state)).await
+    }
+    /// Notes what another role tells of uses: of keys and roles that are here, and not of the future.
+    pub fn heard_of_uses(&self, told: &proto::ReportUsesRequest) {
+        let state = self.state();
+        let (is_there, now) = (has_uses(&state), self.now_us());
+        for proto::Use { id, at_us } in told.uses.iter().filter(|used| is_there(&used.id)) {
+            self.uses.used(id, &told.service, &told.region, UnixMicros(now.min(*at_us)));
+        }
     }
     /// As [`Directory::keep_uses`], every hour until `stop` turns true, and then once more.
     pub async fn keep_uses_hourly(&self, mut stop: watch::Receiver<bool>) {

@@ -168,6 +168,14 @@ impl Identity for IdentityService {
         let stream = futures_util::stream::unfold(watching, |mut w| async move { w.next().await.map(|k| (Ok(k), w)) });
         Ok(Response::new(Box::pin(stream)))
     }
+
+    async fn report_uses(
+        &self,
+        told: Request<proto::ReportUsesRequest>,
+    ) -> Result<Response<proto::ReportUsesResponse>, Status> {
+        self.directory.heard_of_uses(told.get_ref());
+        Ok(Response::new(proto::ReportUsesResponse {}))
+    }
 }
 
 #[cfg(test)]

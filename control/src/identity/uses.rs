@@ -1,7 +1,8 @@
 //! When access keys and roles were last used.
 //!
 //! Noted in memory with each call of EC2, IAM and STS whose signature is good; written down once an hour and at the end, so
-//! that a call costs no write, and kill -9 loses an hour at most. S3's calls are not noted: Walrus's request log has them.
+//! that a call costs no write, and kill -9 loses an hour at most. Walrus tells of S3's once a minute
+//! ([`Directory::heard_of_uses`](super::Directory::heard_of_uses)).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -46,10 +47,16 @@ impl Uses {
             true if matches!(who.kind, Kind::Role { .. }) => who.id.split(':').next().unwrap_or_default(),
             true => return,
         };
+        self.used(id, service, region, now);
+    }
+
+    /// Notes a use of a key or a role, unless a later one is known.
+    pub(super) fn used(&self, id: &str, service: &str, region: &str, now: UnixMicros) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match all.get_mut(id) {
+            Some(Noted { used, .. }) if used.at_us > now.0 => {}
             Some(Noted { used, .. }) => {
-                used.at_us = used.at_us.max(now.0);
+                used.at_us = now.0;
                 if used.service != service {
                     service.clone_into(&mut used.service);
                 }

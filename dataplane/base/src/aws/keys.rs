@@ -5,8 +5,10 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use super::policy::principal::Kind;
 use super::policy::{Identity, Policy, Principal, Use};
 use super::session::{self, Of, Session, SessionKey};
 use crate::clock::UnixMicros;
@@ -46,6 +48,27 @@ pub struct Account {
     pub email: String,
 }
 
+/// When a key, or by temporary keys a role, was last used. Clones are the same one, and outlive a ring's filling.
+#[derive(Debug, Clone, Default)]
+pub struct LastUse(Arc<AtomicU64>);
+
+impl LastUse {
+    /// A use so soon after the last one is not noted.
+    const EVERY_US: u64 = 10_000_000;
+
+    /// Notes a use; most cost a comparison.
+    pub fn note(&self, now: UnixMicros) {
+        if now.0 >= self.0.load(Ordering::Relaxed).saturating_add(Self::EVERY_US) {
+            self.0.store(now.0, Ordering::Relaxed);
+        }
+    }
+
+    /// The last one that was noted; 1970 where there was none.
+    pub fn at(&self) -> UnixMicros {
+        UnixMicros(self.0.load(Ordering::Relaxed))
+    }
+}
+
 /// Somebody who signed in.
 #[derive(Debug, Clone)]
 pub struct SignedIn {
@@ -53,6 +76,8 @@ pub struct SignedIn {
     pub key: Arc<Key>,
     /// Who it is and what limits them.
     pub identity: Arc<Identity>,
+    /// For whoever finds the signature good.
+    pub used: LastUse,
 }
 
 /// Why nobody signs in with a key.
@@ -72,7 +97,9 @@ pub enum KeyError {
 /// Whom a ring knows.
 #[derive(Default)]
 struct Known {
-    keys: HashMap<String, (Arc<Key>, Arc<Identity>)>,
+    keys: HashMap<String, (Arc<Key>, Arc<Identity>, LastUse)>,
+    /// By unique id.
+    roles: HashMap<String, LastUse>,
     /// By unique id; roots by account number.
     principals: HashMap<String, Arc<Identity>>,
     accounts: Vec<Account>,
@@ -103,17 +130,17 @@ impl KeyRing {
     }
     /// The key with this id; temporary ones need [`KeyRing::sign_in`].
     pub fn get(&self, access_key_id: &str) -> Option<Arc<Key>> {
-        self.known().keys.get(access_key_id).map(|(key, _)| key.clone())
+        self.known().keys.get(access_key_id).map(|(key, ..)| key.clone())
     }
     /// Some key that is `wanted`.
     pub fn find(&self, wanted: impl Fn(&Key) -> bool) -> Option<Arc<Key>> {
-        self.known().keys.values().find(|(key, _)| wanted(key)).map(|(key, _)| key.clone())
+        self.known().keys.values().find(|(key, ..)| wanted(key)).map(|(key, ..)| key.clone())
     }
     /// The secret of the key with this id, temporary ones' too: whether one may be used, [`KeyRing::sign_in`] says.
     pub fn secret(&self, access_key_id: &str) -> Option<String> {
         let known = self.known();
         match known.keys.get(access_key_id) {
-            Some((key, _)) => Some(key.secret.clone()),
+            Some((key, ..)) => Some(key.secret.clone()),
             None if access_key_id.starts_with(session::PREFIX) => {
                 known.session_key.as_ref().map(|key| key.secret(access_key_id))
             }
@@ -126,9 +153,9 @@ impl KeyRing {
     /// See [`KeyError`].
     pub fn sign_in(&self, access_key_id: &str, token: Option<&str>, now: UnixMicros) -> Result<SignedIn, KeyError> {
         let known = self.known();
-        if let Some((key, identity)) = known.keys.get(access_key_id) {
+        if let Some((key, identity, used)) = known.keys.get(access_key_id) {
             return match token {
-                None => Ok(SignedIn { key: key.clone(), identity: identity.clone() }),
+                None => Ok(SignedIn { key: key.clone(), identity: identity.clone(), used: used.clone() }),
                 Some(_) => Err(KeyError::BadToken),
             };
         }
@@ -153,7 +180,12 @@ impl KeyRing {
             account,
             arn: identity.principal.arn.clone(),
         };
-        let signed_in = SignedIn { key: Arc::new(key), identity: Arc::new(identity) };
+        // Temporary keys are many and soon gone: their role stands for them.
+        let used = match &session.of {
+            Of::Role { id, .. } => known.roles.get(id).cloned().unwrap_or_default(),
+            Of::Oneself { .. } | Of::Federated { .. } => LastUse::default(),
+        };
+        let signed_in = SignedIn { key: Arc::new(key), identity: Arc::new(identity), used };
         if cache.len() >= SESSIONS_MAX {
             cache.clear();
         }
@@ -168,6 +200,13 @@ impl KeyRing {
     pub fn accounts(&self) -> Vec<Account> {
         self.known().accounts.clone()
     }
+    /// Keys and roles, by their ids, whose last use was at this time or later.
+    pub fn used_since(&self, since: UnixMicros) -> Vec<(String, UnixMicros)> {
+        let known = self.known();
+        let keys = known.keys.iter().map(|(id, (_, _, used))| (id, used.at()));
+        let all = keys.chain(known.roles.iter().map(|(id, used)| (id, used.at())));
+        all.filter(|(_, at)| at.0 >= since.0.max(1)).map(|(id, at)| (id.clone(), at)).collect()
+    }
     /// What seals session tokens, where there is one.
     pub fn session_key(&self) -> Option<SessionKey> {
         self.known().session_key.clone()
@@ -179,7 +218,7 @@ impl KeyRing {
         for key in keys {
             let identity = Arc::new(Identity::new(principal_of(&key.account, &key.arn), vec![all.clone()]));
             known.meet(&key.account);
-            known.keys.insert(key.access_key_id.clone(), (Arc::new(key), identity));
+            known.keys.insert(key.access_key_id.clone(), (Arc::new(key), identity, LastUse::default()));
         }
         self.set(known);
     }
@@ -259,6 +298,9 @@ impl Known {
                 identity.policies.clear();
             }
             known.meet(&account);
+            if matches!(identity.principal.kind, Kind::Role { .. }) {
+                known.roles.insert(told.id.clone(), before.roles.get(&told.id).cloned().unwrap_or_default());
+            }
             known.principals.insert(told.id.clone(), Arc::new(identity));
         }
         for told in told.keys.iter().filter(|k| k.active) {
@@ -286,7 +328,8 @@ impl Known {
                 arn: told.arn.clone(),
             };
             known.meet(&account);
-            known.keys.insert(key.access_key_id.clone(), (Arc::new(key), identity));
+            let used = before.keys.get(&key.access_key_id).map(|(_, _, used)| used.clone());
+            known.keys.insert(key.access_key_id.clone(), (Arc::new(key), identity, used.unwrap_or_default()));
         }
         for told in &told.accounts {
             let Ok(id) = told.id.parse::<AccountId>() else { continue };
@@ -325,7 +368,7 @@ impl Known {
         }
         if let Some(name) = federated {
             // A root that lets somebody in has everything; what the session was passed limits them.
-            if identity.principal.kind == super::policy::principal::Kind::Root {
+            if identity.principal.kind == Kind::Root {
                 identity.policies = vec![Arc::new(Policy::administrator())];
             }
             let tags = identity.principal.tags.clone();
@@ -409,6 +452,42 @@ mod tests {
         assert!(ring.principal("AIDABROKEN").expect("known").policies.is_empty(), "one of two might have denied");
         assert_eq!(ring.accounts()[0].name, "team");
         assert_eq!((ring.secret("AKIAUSER").as_deref(), ring.secret("AKIAX")), (Some("s"), None));
+    }
+
+    #[test]
+    fn last_uses_are_to_ten_seconds_and_outlive_news() {
+        let ring = KeyRing::default();
+        ring.fill(&told());
+        let issued = Session {
+            of: Of::Role { id: "AROAROLE".into(), name: "s".into() },
+            policies: None,
+            tags: Default::default(),
+            keys: Default::default(),
+            issued_us: 0,
+            expires_us: u64::MAX,
+        };
+        let token = ring.session_key().expect("told").seal("ASIA0", &issued, [1; 12]);
+        assert!(ring.used_since(UnixMicros(0)).is_empty());
+        let at = |seconds: u64| UnixMicros(seconds * 1_000_000);
+        let bob = ring.sign_in("AKIAUSER", None, NOW).expect("signs in");
+        let role = ring.sign_in("ASIA0", Some(&token), NOW).expect("signs in");
+        bob.used.note(at(100));
+        role.used.note(at(200));
+        bob.used.note(at(109));
+        let sorted = |since| {
+            let mut all = ring.used_since(since);
+            all.sort();
+            all
+        };
+        assert_eq!(sorted(at(0)), [("AKIAUSER".to_owned(), at(100)), ("AROAROLE".to_owned(), at(200))]);
+        bob.used.note(at(110));
+        ring.fill(&told());
+        bob.used.note(at(300));
+        assert_eq!(sorted(at(201)), [("AKIAUSER".to_owned(), at(300))]);
+        let mut gone = told();
+        gone.keys.clear();
+        ring.fill(&gone);
+        assert_eq!(sorted(at(0)), [("AROAROLE".to_owned(), at(200))]);
     }
 
     #[test]

@@ -177,7 +177,7 @@ impl Verifier {
         check_skew(signed_at, now)?;
         let token = parts.headers.get(X_AMZ_SECURITY_TOKEN).and_then(|value| value.to_str().ok());
         let token = token.or_else(|| first(query, "X-Amz-Security-Token"));
-        let SignedIn { key, identity } = self.sign_in(access_key_id, token, now)?;
+        let SignedIn { key, identity, .. } = self.sign_in(access_key_id, token, now)?;
         let hash = payload_hash(parts, body, scope.service)?;
         let headers = signed_headers(parts, auth.signed_headers)?;
         let request = CanonicalRequest {
@@ -210,7 +210,7 @@ impl Verifier {
             return Err(AuthError::Expired(format!("Request has expired {} seconds ago", now.secs() - end)));
         }
         let token = first(query, "X-Amz-Security-Token");
-        let SignedIn { key, identity } = self.sign_in(access_key_id, token, now)?;
+        let SignedIn { key, identity, .. } = self.sign_in(access_key_id, token, now)?;
         let unsigned: Vec<_> = query.iter().filter(|(name, _)| name != "X-Amz-Signature").cloned().collect();
         let hash = match scope.service {
             "s3" => UNSIGNED_PAYLOAD.to_owned(),
@@ -254,7 +254,7 @@ impl Verifier {
             at
         };
         let token = first(parameters, "SecurityToken");
-        let SignedIn { key, identity } = self.sign_in(one(parameters, "AWSAccessKeyId")?, token, now)?;
+        let SignedIn { key, identity, .. } = self.sign_in(one(parameters, "AWSAccessKeyId")?, token, now)?;
         let host = host(parts)?;
         let expected =
             sigv2::signature(method, &key.secret, parts.method.as_str(), &host, parts.uri.path(), parameters);
