@@ -19,6 +19,7 @@ use karri_objectstore::core::{Core, CoreRef, Shared};
 use karri_objectstore::crypt::Secret;
 use karri_objectstore::front::Front;
 use karri_objectstore::metrics::Metrics;
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 pub const ACCOUNT: &str = "000000000001";
@@ -157,6 +158,18 @@ pub enum Mode {
     ChunksTrailer(usize),
 }
 
+impl Mode {
+    /// One of each.
+    pub const ALL: [Self; 6] = [
+        Self::Signed,
+        Self::Unsigned,
+        Self::Presigned(60),
+        Self::Chunks(8192),
+        Self::Trailer,
+        Self::ChunksTrailer(8192),
+    ];
+}
+
 pub struct Req<'w, B: BulkStore = MemoryBulk> {
     walrus: &'w Walrus<B>,
     method: String,
@@ -214,6 +227,13 @@ fn hmac(key: &[u8], data: &str) -> Vec<u8> {
     let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap();
     mac.update(data.as_bytes());
     mac.finalize().into_bytes().to_vec()
+}
+
+/// AK1's signature of version 2, as of a form's policy.
+pub fn sign_v2(text: &str) -> String {
+    let mut mac = Hmac::<Sha1>::new_from_slice(b"secret of AK1").unwrap();
+    mac.update(text.as_bytes());
+    karri_objectstore::digest::base64(&mac.finalize().into_bytes())
 }
 
 fn sha(data: &[u8]) -> String {

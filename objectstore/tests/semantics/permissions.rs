@@ -1,8 +1,7 @@
 //! What a user may who may not do everything: permissions that headers and bodies ask for, and condition keys.
 
-use crate::client::{ACCOUNT, Answer, Mode, OTHER, Walrus};
+use crate::client::{ACCOUNT, Answer, Mode, OTHER, Walrus, sign_v2};
 use crate::run;
-use hmac::{Hmac, KeyInit, Mac};
 use karri_objectstore::access::Facts;
 use karri_objectstore::api::Peer;
 use karri_objectstore::core::Caller;
@@ -14,7 +13,6 @@ use karri_objectstore::ops::{lock, object_acl, tagging};
 use karri_objectstore::route::Asked;
 use karri_objectstore::versions::Which;
 use s3s::dto::{ObjectLockLegalHold, ObjectLockLegalHoldStatus, ObjectLockRetention, Tagging};
-use sha1::Sha1;
 
 fn allow(actions: &str) -> String {
     format!(r#"{{"Effect":"Allow","Action":[{actions}],"Resource":"*"}}"#)
@@ -528,9 +526,7 @@ fn signed_policy(max: u64) -> String {
         r#"{{"expiration":"2140-01-01T00:00:00Z","conditions":[{{"bucket":"bucket"}},["starts-with","$key",""],["content-length-range",0,{max}]]}}"#
     );
     let policy = base64(policy.as_bytes());
-    let mut mac = Hmac::<Sha1>::new_from_slice(b"secret of AK1").unwrap();
-    mac.update(policy.as_bytes());
-    let signature = base64(&mac.finalize().into_bytes());
+    let signature = sign_v2(&policy);
     let field =
         |name: &str, value: &str| format!("--B\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n");
     field("AWSAccessKeyId", "AK1") + &field("policy", &policy) + &field("signature", &signature)

@@ -2,7 +2,7 @@
 
 use karri_base::aws::policy::document::{Statement, These};
 
-use super::policies::{attachments, boundaries, version_id, wire_aws};
+use super::policies::{attached_policy, attachments, boundaries, version, wire, wire_aws};
 use super::*;
 use crate::identity::aws_managed::{self, AwsManaged};
 use crate::identity::records::{Group, Managed, Role, User};
@@ -24,11 +24,7 @@ fn inline(policies: &Policies) -> Option<Vec<iam::PolicyDetail>> {
 }
 
 fn attached(policies: &Policies) -> Option<Vec<iam::AttachedPolicy>> {
-    let wire = |arn: &String| iam::AttachedPolicy {
-        policy_arn: Some(arn.clone()),
-        policy_name: arn.rsplit('/').next().map(str::to_owned),
-    };
-    Some(policies.attached.iter().map(wire).collect())
+    Some(policies.attached.iter().map(|arn| attached_policy(arn)).collect())
 }
 
 fn user(state: &State, user: &User) -> iam::UserDetail {
@@ -80,50 +76,30 @@ fn role(state: &State, call: &Call<'_>, role: &Role) -> iam::RoleDetail {
 }
 
 fn policy(state: &State, call: &Call<'_>, policy: &Managed) -> iam::ManagedPolicyDetail {
-    let arn = policy.arn();
-    let version = |(n, version): (&u32, &crate::identity::records::Version)| iam::PolicyVersion {
-        create_date: at(version.created_us),
-        document: Some(encoded(&version.document)),
-        is_default_version: Some(*n == policy.default),
-        version_id: Some(version_id(*n)),
-    };
-    iam::ManagedPolicyDetail {
-        attachment_count: Some(attachments(state, call, &arn)),
-        permissions_boundary_usage_count: Some(boundaries(state, call, &arn)),
-        arn: Some(arn),
-        create_date: at(policy.created_us),
-        default_version_id: Some(version_id(policy.default)),
-        description: policy.description.clone(),
-        is_attachable: Some(true),
-        path: Some(policy.path.clone()),
-        policy_id: Some(policy.id.clone()),
-        policy_name: Some(policy.name.clone()),
-        policy_version_list: Some(policy.versions.iter().rev().map(version).collect()),
-        update_date: at(policy.updated_us),
-    }
+    let versions = policy.versions.iter().rev();
+    let versions = versions.map(|(n, v)| version(*n, v.created_us, policy.default, Some(&v.document)));
+    detail(wire(state, call, policy), versions.collect())
 }
 
 fn aws(state: &State, call: &Call<'_>, known: &AwsManaged) -> iam::ManagedPolicyDetail {
-    let wire = wire_aws(state, call, known);
-    let version = iam::PolicyVersion {
-        create_date: at(0),
-        document: Some(encoded(known.document)),
-        is_default_version: Some(true),
-        version_id: wire.default_version_id.clone(),
-    };
+    detail(wire_aws(state, call, known), vec![version(1, 0, 1, Some(known.document))])
+}
+
+/// A policy as it is shown by itself, without its tags, and its versions.
+fn detail(policy: iam::Policy, versions: Vec<iam::PolicyVersion>) -> iam::ManagedPolicyDetail {
     iam::ManagedPolicyDetail {
-        arn: wire.arn,
-        attachment_count: wire.attachment_count,
-        create_date: wire.create_date,
-        default_version_id: wire.default_version_id,
-        description: wire.description,
-        is_attachable: wire.is_attachable,
-        path: wire.path,
-        permissions_boundary_usage_count: wire.permissions_boundary_usage_count,
-        policy_id: wire.policy_id,
-        policy_name: wire.policy_name,
-        policy_version_list: Some(vec![version]),
-        update_date: wire.update_date,
+        arn: policy.arn,
+        attachment_count: policy.attachment_count,
+        create_date: policy.create_date,
+        default_version_id: policy.default_version_id,
+        description: policy.description,
+        is_attachable: policy.is_attachable,
+        path: policy.path,
+        permissions_boundary_usage_count: policy.permissions_boundary_usage_count,
+        policy_id: policy.policy_id,
+        policy_name: policy.policy_name,
+        policy_version_list: Some(versions),
+        update_date: policy.update_date,
     }
 }
 

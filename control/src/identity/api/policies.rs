@@ -8,7 +8,7 @@ use crate::identity::aws_managed::{self, AwsManaged};
 use crate::identity::records::{Entity, Managed, Version};
 use crate::identity::secrets::unique_id;
 
-pub(super) fn version_id(n: u32) -> String {
+fn version_id(n: u32) -> String {
     format!("v{n}")
 }
 
@@ -26,7 +26,21 @@ pub(super) fn boundaries(state: &State, call: &Call<'_>, arn: &str) -> i32 {
     (users + own(&state.roles, call).filter(|(_, r)| is(&r.boundary)).count()) as i32
 }
 
-fn wire(state: &State, call: &Call<'_>, policy: &Managed) -> iam::Policy {
+/// A policy's version; its document where that is asked for.
+pub(super) fn version(n: u32, created_us: u64, default: u32, document: Option<&str>) -> iam::PolicyVersion {
+    iam::PolicyVersion {
+        create_date: at(created_us),
+        document: document.map(encoded),
+        is_default_version: Some(n == default),
+        version_id: Some(version_id(n)),
+    }
+}
+
+pub(super) fn attached_policy(arn: &str) -> iam::AttachedPolicy {
+    iam::AttachedPolicy { policy_arn: Some(arn.to_owned()), policy_name: arn.rsplit('/').next().map(str::to_owned) }
+}
+
+pub(super) fn wire(state: &State, call: &Call<'_>, policy: &Managed) -> iam::Policy {
     let arn = policy.arn();
     iam::Policy {
         attachment_count: Some(attachments(state, call, &arn)),
@@ -195,12 +209,7 @@ pub(super) fn create_version(
         if r.set_as_default == Some(true) {
             policy.default = n;
         }
-        Ok(iam::PolicyVersion {
-            create_date: at(now),
-            document: None,
-            is_default_version: Some(policy.default == n),
-            version_id: Some(version_id(n)),
-        })
+        Ok(version(n, now, policy.default, None))
     })?;
     Ok(iam::CreatePolicyVersionResponse { policy_version: Some(version) })
 }
@@ -229,12 +238,7 @@ pub(super) fn get_version(
             (version.document.clone(), version.created_us, policy.default)
         }
     };
-    let version = iam::PolicyVersion {
-        create_date: at(created_us),
-        document: Some(encoded(&document)),
-        is_default_version: Some(default == n),
-        version_id: Some(version_id(n)),
-    };
+    let version = version(n, created_us, default, Some(&document));
     Ok(iam::GetPolicyVersionResponse { policy_version: Some(version) })
 }
 
@@ -243,17 +247,11 @@ pub(super) fn list_versions(
     call: &Call<'_>,
     r: &iam::ListPolicyVersionsRequest,
 ) -> ApiResult<iam::ListPolicyVersionsResponse> {
-    let wire = |n: u32, created_us: u64, default: u32| iam::PolicyVersion {
-        create_date: at(created_us),
-        document: None,
-        is_default_version: Some(n == default),
-        version_id: Some(version_id(n)),
-    };
     let versions: Vec<_> = match aws_managed::find(&r.policy_arn) {
-        Some(_) => vec![wire(1, 0, 1)],
+        Some(_) => vec![version(1, 0, 1, None)],
         None => {
             let policy = find(state, call, &r.policy_arn)?;
-            policy.versions.iter().rev().map(|(n, v)| wire(*n, v.created_us, policy.default)).collect()
+            policy.versions.iter().rev().map(|(n, v)| version(*n, v.created_us, policy.default, None)).collect()
         }
     };
     let keyed = versions.into_iter().enumerate().map(|(at, v)| (format!("{at:04}"), v));
@@ -393,11 +391,7 @@ fn attached(
     let under = policies.attached.iter().filter(|arn| {
         arn.split_once(":policy").and_then(|(_, p)| Some(&p[..=p.rfind('/')?])).is_some_and(|p| p.starts_with(prefix))
     });
-    let wire = |arn: &String| iam::AttachedPolicy {
-        policy_arn: Some(arn.clone()),
-        policy_name: arn.rsplit('/').next().map(str::to_owned),
-    };
-    page(under.map(|arn| (arn.clone(), wire(arn))), marker.map(String::as_str), max)
+    page(under.map(|arn| (arn.clone(), attached_policy(arn))), marker.map(String::as_str), max)
 }
 
 fn put(state: &mut State, call: &Call<'_>, holder: Holder<'_>, name: &str, document: &str) -> Nothing {
