@@ -31,6 +31,7 @@ use crate::config::cors;
 use crate::core::CoreRef;
 use crate::document::Promised;
 use crate::error::{Error, Kind, Result};
+use crate::expect::{Noted, Waiting};
 use crate::form;
 use crate::guard::{self, Chunks, Framing};
 use crate::metrics::Metrics;
@@ -76,6 +77,8 @@ impl<B: BulkStore> Front<B> {
         let id = RequestId::new();
         let note = Note::default();
         let (mut head, body) = request.into_parts();
+        let waiting = Waiting::of(&head, &body);
+        let body = Noted::new(body, waiting.as_ref());
         settle(&mut head);
         let place = Place::of(Domains::of(&self.core.shared), &head);
         head.extensions.insert(place.clone());
@@ -127,6 +130,9 @@ impl<B: BulkStore> Front<B> {
                 }
             }
         };
+        if let Some(waiting) = waiting {
+            waiting.answered(&mut response);
+        }
         // HeadObject of a range or part is 206 like its GET; s3s answers 200.
         if head_only
             && response.headers().contains_key(http::header::CONTENT_RANGE)

@@ -66,6 +66,7 @@ pub mod delivery;
 pub mod digest;
 pub mod document;
 pub mod error;
+pub mod expect;
 pub mod form;
 pub mod front;
 pub mod fuzz;

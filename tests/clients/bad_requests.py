@@ -124,6 +124,11 @@ tags = [{"Key": "same", "Value": "1"}, {"Key": "same", "Value": "2"}]
 check(400, "InvalidTag", s3.put_object_tagging, Key="parts", Tagging={"TagSet": tags}, **at)
 check(400, "MalformedXML", s3.put_bucket_encryption, ServerSideEncryptionConfiguration={"Rules": []}, **at)
 
+# A client that is refused before it was asked for its body (they wait for that) goes on with the next request.
+for number in range(300):
+    check(403, "AccessDenied", friend.put_object, Key="hers", Body=b"y" * (number % 50), **at)
+    check(200, "fine", friend.list_buckets)
+
 # A client that goes away in the middle of a body leaves nothing behind.
 url = s3.generate_presigned_url("put_object", {"Key": "half", **at})
 host, _, path = url.removeprefix("http://").partition("/")

@@ -225,3 +225,20 @@ fn a_start_that_cannot_be_says_why() {
     let e = start(strange.path(), anywhere());
     assert!(matches!(e, StartError::Bulk(_)), "{e}");
 }
+
+/// A client that waits to be asked for its body and is refused instead: whatever it sends next is not taken for the body.
+#[test]
+fn who_is_refused_before_the_body_is_disconnected() {
+    use std::io::{Read, Write};
+    let dir = tempfile::tempdir().unwrap();
+    let Some(walrus) = walrus(dir.path()) else { return };
+    let mut stream = std::net::TcpStream::connect(walrus.local_addr()).unwrap();
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    let put = "PUT /none/k HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n";
+    stream.write_all(put.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let answer = String::from_utf8_lossy(&answer).to_ascii_lowercase();
+    assert!(answer.starts_with("http/1.1 404 ") && answer.contains("\r\nconnection: close\r\n"), "{answer}");
+    walrus.shutdown();
+}
