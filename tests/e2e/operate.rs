@@ -242,3 +242,41 @@ fn a_cloud_serves_over_tls() {
     assert!(text_of(&added).starts_with("ami-"), "{}", errors_of(&added));
     assert!(cloud.stop(), "karri up ends well");
 }
+
+#[test]
+fn http_2_carries_large_objects_side_by_side() {
+    if !has("http_2_carries_large_objects_side_by_side", &["curl"]) {
+        return;
+    }
+    let dir = folder();
+    let path = |name: &str| dir.path().join(name);
+    certificate(dir.path());
+    let own = Own::start(dir.path());
+    let url = own.url("ready: S3 at ");
+    noise(&path("big"), 20 << 20);
+    let curl = |args: &[&str]| {
+        let mut curl = Command::new("curl");
+        curl.args([
+            "-sSf",
+            "--max-time",
+            "120",
+            "--http2",
+            "--aws-sigv4",
+            "aws:amz:us-east-1:s3",
+            "--cacert",
+            "cert.pem",
+        ])
+        .args(["--user", &KEY.join(":"), "-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD"])
+        .args(["-w", "%{http_version} %{http_code}\\n"]);
+        let output = curl.args(args).current_dir(dir.path()).output().expect("curl runs");
+        assert!(output.status.success(), "{args:?}: {}", errors_of(&output));
+        text_of(&output)
+    };
+    let (bucket, object) = (format!("{url}/two"), format!("{url}/two/big"));
+    assert_eq!(curl(&["-X", "PUT", &bucket]), "2 200\n");
+    assert_eq!(curl(&["-T", "big", &object]), "2 200\n");
+    let several = ["-Z", "-o", "a", &object, "-o", "b", &object, "-o", "c", &object];
+    assert_eq!(curl(&several), "2 200\n".repeat(3));
+    assert!(["a", "b", "c"].iter().all(|name| same(&path("big"), &path(name))));
+    own.walrus.end();
+}

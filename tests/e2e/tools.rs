@@ -125,6 +125,11 @@ fn boto3_is_told_of_events_logs_and_usage() {
 }
 
 #[test]
+fn boto3_reads_settings_as_it_put_them() {
+    drive_python("boto3_reads_settings_as_it_put_them", "settings.py", "boto3");
+}
+
+#[test]
 fn boto3_gets_the_error_that_fits() {
     drive_python("boto3_gets_the_error_that_fits", "bad_requests.py", "boto3");
 }
