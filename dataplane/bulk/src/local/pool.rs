@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::format::{Geometry, SLOT, UNIT};
+use super::format::{CHUNK, Geometry, INLINE_CHUNKS, SLOT, UNIT};
 use super::record::{EXTENT_ITEM, Run, runs_max, seal_bytes};
 use super::space::Space;
 use crate::{BulkError, Usage};
@@ -61,7 +61,7 @@ impl Pool {
     /// Recovery: a blob that exists, whose runs are marked already.
     pub fn restore(self: &Arc<Self>, runs: Vec<Run>) -> Claim {
         let units = runs.iter().map(|r| u64::from(r.units)).sum();
-        let record = record_room(runs.len());
+        let record = record_room(runs.len(), units);
         self.lock().live += record;
         Claim { pool: self.clone(), runs, units, record }
     }
@@ -99,9 +99,10 @@ impl Pool {
     }
 }
 
-/// What a blob's record may take with so many runs.
-fn record_room(runs: usize) -> u64 {
-    seal_bytes(runs, super::format::INLINE_CHUNKS * super::format::CHUNK) as u64
+/// What the record of a blob of so many runs and units may take.
+fn record_room(runs: usize, units: u64) -> u64 {
+    // A longer blob's checksums lie beside its data.
+    seal_bytes(runs, (units * UNIT).min(INLINE_CHUNKS * CHUNK)) as u64
 }
 
 /// Units that one blob has. They go back when this is dropped.
@@ -132,13 +133,11 @@ impl Claim {
         let mut inner = self.pool.lock();
         let runs_left = runs_max(self.pool.record_max).saturating_sub(self.runs.len());
         let runs = inner.space.alloc(more, runs_left).ok_or_else(|| inner.no_space(more))?;
-        let record = record_room(self.runs.len() + runs.len());
+        let record = record_room(self.runs.len() + runs.len(), self.units + more);
         if !inner.has_record_room(record - self.record) {
             runs.into_iter().for_each(|run| inner.space.free(run));
             return Err(inner.no_space(more));
         }
-        inner.live += record - self.record;
-        self.record = record;
         for run in runs {
             match self.runs.last_mut() {
                 Some(last)
@@ -151,6 +150,9 @@ impl Claim {
             }
         }
         self.units += more;
+        let record = record_room(self.runs.len(), self.units);
+        inner.live = inner.live + record - self.record;
+        self.record = record;
         Ok(())
     }
 
@@ -167,6 +169,9 @@ impl Claim {
             }
             self.units -= u64::from(cut);
         }
+        let record = record_room(self.runs.len(), self.units);
+        inner.live = inner.live + record - self.record;
+        self.record = record;
     }
 
     /// Where the blob's bytes `at..at + len` are: runs of disk bytes from slot 0's beginning, in order.
@@ -229,13 +234,32 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_full_of_blobs_of_33_kib_has_room_for_their_records() {
+        let geometry = Geometry::new(4 << 30, None).unwrap();
+        let pool = Arc::new(Pool::new(Space::new(geometry.slots), &geometry));
+        let mut held = Vec::new();
+        // Written as SDKs over TLS do, without a length: ahead, and cut to size at the end.
+        while let Ok(mut claim) = pool.claim(1) {
+            if claim.grow(255).is_err() && claim.grow(8).is_err() {
+                break;
+            }
+            claim.trim(9);
+            held.push(claim);
+        }
+        let usage = pool.usage();
+        assert!(usage.used > usage.total / 100 * 95, "{usage:?}");
+        drop(held);
+        assert_eq!(pool.lock().live, 0);
+    }
+
+    #[test]
     fn room_for_records_runs_out_before_the_log_does() {
         let pool = pool(32);
         let mut held = Vec::new();
         while let Ok(claim) = pool.claim(1) {
             held.push(claim);
         }
-        assert!(held.len() as u64 * record_room(1) <= pool.lock().live_max);
+        assert!(held.len() as u64 * record_room(1, 1) <= pool.lock().live_max);
         assert!(held.len() < 32 * 256);
         while pool.take_slot().is_ok() {}
         held.pop();
