@@ -222,11 +222,9 @@ async fn work(bag: &Bag, to: &Destination, taken: &mut u64) -> Result<(), String
                 }
             };
             let batch = Batch::new().check(key.clone(), Some(raw.clone())).del(key.clone());
+            let is_taken = outcome.is_ok();
             match (outcome, told) {
-                (Ok(()), _) => {
-                    *taken += 1;
-                    bag.metrics.event_delivered(&id);
-                }
+                (Ok(()), _) => bag.metrics.event_delivered(&id),
                 (Err(Trouble::Away(error)), _) if age < AGE_MAX => return Err(error),
                 (Err(Trouble::Refused(error)), Ok(told)) if age < AGE_MAX => {
                     let attempts = told.refused.map_or(0, |(attempts, _)| attempts) + 1;
@@ -243,6 +241,8 @@ async fn work(bag: &Bag, to: &Destination, taken: &mut u64) -> Result<(), String
                 (Err(_), _) => bag.metrics.events_lost(1),
             }
             bag.meta.commit(batch).await.map_err(|e| e.to_string())?;
+            // Not before: what cannot be struck off is sent again, and that not ever faster.
+            *taken += u64::from(is_taken);
             // A cut-off commit's event was not counted.
             let _ = to.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
         }
