@@ -562,6 +562,15 @@ impl<B: BulkStore> Core<B> {
         self.may_with(caller, GET_OBJECT, source, Some(object)).await
     }
 
+    /// Judges the record of an object, other than the one that the request names, by an action on it.
+    ///
+    /// # Errors
+    /// `AccessDenied`; `NoSuchBucket`.
+    pub async fn may_seen(&self, caller: &Caller, ask: Ask, bucket: &str, key: &str, object: &Object) -> Result<()> {
+        let source = context::Source { bucket: bucket.to_owned(), key: key.to_owned(), version: None };
+        self.may_with(caller, ask, source, Some(object)).await
+    }
+
     async fn may_with(
         &self,
         caller: &Caller,

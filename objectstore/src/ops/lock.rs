@@ -105,9 +105,6 @@ pub async fn put_object_retention<B: BulkStore>(
 ) -> Result<PutObjectRetentionOutput> {
     let owner = input.expected_bucket_owner.as_deref();
     let bucket = core.bucket(caller, &input.bucket, owner, Access::Write).await?;
-    if bucket.value.lock.is_none() {
-        return Err(Error::new(Kind::InvalidRequest, NO_LOCK));
-    }
     let now = core.now();
     let asked = input.retention.ok_or(Kind::MalformedXml)?;
     let new = match (asked.mode, asked.retain_until_date) {
@@ -125,6 +122,9 @@ pub async fn put_object_retention<B: BulkStore>(
     }
     let told = |context: &mut Context| context::retention(context, new.as_ref().map(|r| (r.mode.name(), r.until)), now);
     let again = core.confirm(caller, &input.bucket, told).await?;
+    if bucket.value.lock.is_none() {
+        return Err(Error::new(Kind::InvalidRequest, NO_LOCK));
+    }
     let which = Which::new(version)?;
     let teller = Teller { caller, bucket: &input.bucket, name: "" };
     core.change_version(bucket.value.id, &input.key, which, teller, |object| {
@@ -167,15 +167,15 @@ pub async fn put_object_legal_hold<B: BulkStore>(
 ) -> Result<PutObjectLegalHoldOutput> {
     let owner = input.expected_bucket_owner.as_deref();
     let bucket = core.bucket(caller, &input.bucket, owner, Access::Write).await?;
-    if bucket.value.lock.is_none() {
-        return Err(Error::new(Kind::InvalidRequest, NO_LOCK));
-    }
     let status = input.legal_hold.and_then(|h| h.status).ok_or(Kind::MalformedXml)?;
     let hold = on_or_off(status.as_str()).ok_or(Kind::MalformedXml)?;
     let told = |context: &mut Context| {
         context.text(context::LEGAL_HOLD, status.as_str());
     };
     let again = core.confirm(caller, &input.bucket, told).await?;
+    if bucket.value.lock.is_none() {
+        return Err(Error::new(Kind::InvalidRequest, NO_LOCK));
+    }
     let which = Which::new(input.version_id.as_deref())?;
     let teller = Teller { caller, bucket: &input.bucket, name: "" };
     core.change_version(bucket.value.id, &input.key, which, teller, |object| {

@@ -10,6 +10,7 @@ use karri_meta::MetaError;
 use percent_encoding::percent_decode_str;
 use s3s::dto::{ETagCondition, Timestamp, TimestampFormat};
 
+use crate::access::actions::{DELETE_OBJECT, GET_OBJECT};
 use crate::change::Change;
 use crate::core::{Caller, CoreRef, RETRIES};
 use crate::error::{Error, Kind, Result};
@@ -108,6 +109,10 @@ pub async fn rename_object<B: BulkStore>(core: &CoreRef<B>, caller: &Caller, ask
             return Err(Error::new(Kind::InvalidRequest, "Objects of a bucket with versions cannot be renamed."));
         }
         let source = core.object(bucket.value.id, &asked.from).await?.ok_or(Kind::NoSuchKey)?;
+        // The one that is moved, which may be another than at the first look.
+        for ask in [GET_OBJECT, DELETE_OBJECT] {
+            core.may_seen(caller, ask, &asked.bucket, &asked.from, &source.value).await?;
+        }
         asked.source.check(&source.value, true)?;
         let old = core.object(bucket.value.id, &asked.to).await?;
         match &old {

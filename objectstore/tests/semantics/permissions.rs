@@ -9,7 +9,7 @@ use karri_objectstore::digest::base64;
 use karri_objectstore::error::Kind;
 use karri_objectstore::ops::condition::ReadConditions;
 use karri_objectstore::ops::get::{Selection, Wanted, find};
-use karri_objectstore::ops::{lock, object_acl, tagging};
+use karri_objectstore::ops::{lock, object_acl, rename, tagging};
 use karri_objectstore::route::Asked;
 use karri_objectstore::versions::Which;
 use s3s::dto::{ObjectLockLegalHold, ObjectLockLegalHoldStatus, ObjectLockRetention, Tagging};
@@ -420,7 +420,7 @@ fn what_is_told_and_changed_is_what_was_judged() {
             w.core.admit(Facts { operation, bucket, key, ..Facts::default() })
         };
         // A policy on what only the body says: judged when that is read, and by the record, too.
-        let bodies = r#","StringNotEquals":{"s3:RequestObjectTag/class":"secret"}"#;
+        let bodies = r#","StringNotEquals":{"s3:RequestObjectTag/class":"secret","s3:object-lock-mode":"COMPLIANCE","s3:object-lock-legal-hold":"x"}"#;
         for more in ["", bodies] {
             let policy = format!(r#"{{"Version":"2012-10-17","Statement":[{}]}}"#, open("open", more));
             w.put("/bucket?policy", policy).await.ok();
@@ -434,6 +434,56 @@ fn what_is_told_and_changed_is_what_was_judged() {
                 put("secret").send().await.ok();
                 let done = carry_out(&w, operation, &caller).await;
                 assert_eq!(done, Err(Kind::AccessDenied), "{operation}");
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_renamed_is_what_was_judged() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/plain", "").await.ok();
+        let policy = r#"{"Version":"2012-10-17","Statement":[
+            {"Effect":"Allow","Principal":"*","Action":"s3:PutObject","Resource":"arn:aws:s3:::plain/to"},
+            {"Effect":"Allow","Principal":"*","Action":"s3:DeleteObject","Resource":"arn:aws:s3:::plain/k"},
+            {"Effect":"Allow","Principal":"*","Action":"s3:GetObject","Resource":"arn:aws:s3:::plain/k","Condition":
+                {"StringEquals":{"s3:ExistingObjectTag/class":"open"}}}]}"#;
+        w.put("/plain?policy", policy).await.ok();
+        let headers = http::HeaderMap::from_iter([("x-amz-rename-source".parse().unwrap(), "k".parse().unwrap())]);
+        let asked = rename::Rename::parse("plain", "to", &headers).unwrap();
+        for (class, want) in [("secret", Err(Kind::AccessDenied)), ("open", Ok(()))] {
+            let (bucket, key) = (Some("plain".to_owned()), Some("to".to_owned()));
+            let facts = Facts { operation: "RenameObject", bucket, key, ..Facts::default() };
+            let caller = w.core.admit(facts).await.unwrap();
+            w.req("PUT", "/plain/k").header("x-amz-tagging", format!("class={class}")).body("x").send().await.ok();
+            let done = rename::rename_object(&w.core, &caller, &asked).await;
+            assert_eq!(done.map_err(|e| e.kind), want, "{class}");
+        }
+    });
+}
+
+#[test]
+fn strangers_learn_nothing_of_locks() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/plain", "").await.ok();
+        w.req("PUT", "/locked").header("x-amz-bucket-object-lock-enabled", "true").send().await.ok();
+        for bucket in ["plain", "locked"] {
+            let policy = format!(
+                r#"{{"Version":"2012-10-17","Statement":[{{"Effect":"Deny","Principal":"*","Action":"s3:*","Resource":"arn:aws:s3:::{bucket}/*",
+                    "Condition":{{"StringEquals":{{"s3:object-lock-mode":"COMPLIANCE","s3:object-lock-legal-hold":"ON"}}}}}}]}}"#
+            );
+            w.put(&format!("/{bucket}?policy"), policy).await.ok();
+            for (what, body) in [
+                ("legal-hold", "<LegalHold><Status>ON</Status></LegalHold>"),
+                (
+                    "retention",
+                    "<Retention><Mode>GOVERNANCE</Mode><RetainUntilDate>2140-01-01T00:00:00Z</RetainUntilDate></Retention>",
+                ),
+            ] {
+                let asked = w.req("PUT", &format!("/{bucket}/k?{what}")).anonymous().body(body);
+                asked.send().await.is(403, "AccessDenied");
             }
         }
     });
