@@ -152,7 +152,9 @@ impl RocksStore {
         let db = DB::open(&db_options(options), dir.join(format::DB)).map_err(|e| format::refuse_db(&dir, &e))?;
         // What is flushed has just been written and is what is read next. The bindings have no name for it.
         let warm = [("block_based_table_factory", "{prepopulate_block_cache=kFlushOnly;}")];
-        db.set_options(&warm).map_err(|e| failed("open", e))?;
+        if let Err(e) = db.set_options(&warm) {
+            tracing::warn!(dir = %dir.display(), error = %e, "what is flushed is not kept in memory");
+        }
         let mut store = Self {
             db: Arc::new(db),
             commits: Arc::new(Queue::new(COMMITS_WAITING)),
