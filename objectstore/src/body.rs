@@ -27,9 +27,9 @@ use http::HeaderMap;
 use karri_bulk::{BlobId, BlobWriter, BulkError, BulkStore};
 use karri_engine::buf::Buf;
 use karri_meta::MetaError;
-use s3s::TrailingHeaders;
 use s3s::dto::StreamingBlob;
 use s3s::stream::{ByteStream, RemainingLength};
+use s3s::{S3Request, TrailingHeaders};
 use send_wrapper::SendWrapper;
 
 use crate::change::Change;
@@ -37,6 +37,7 @@ use crate::core::{Core, CoreRef, Shared, Unnamed, seal_inline};
 use crate::crypt::{self, Cipher, Secret};
 use crate::digest::{self, Algorithm, Digests, Hasher};
 use crate::error::{self, Error, Kind, Result};
+use crate::guard;
 use crate::hashing::OFFLOAD_MIN;
 use crate::keys;
 use crate::record::{Bucket, Data};
@@ -70,6 +71,30 @@ pub fn incoming(body: Option<StreamingBlob>) -> Incoming {
     }
 }
 
+/// A body's trailers, there once it has ended.
+#[derive(Debug)]
+pub enum Trailers {
+    /// As `s3s` took them off.
+    Signed(TrailingHeaders),
+    /// As the guard did.
+    Bare(guard::Trailers),
+}
+
+impl Trailers {
+    /// Of a request.
+    pub fn of<T>(request: &mut S3Request<T>) -> Option<Self> {
+        let bare = || request.extensions.get::<guard::Trailers>().cloned().map(Self::Bare);
+        request.trailing_headers.take().map(Self::Signed).or_else(bare)
+    }
+
+    fn get(&self, name: &str) -> Option<String> {
+        match self {
+            Self::Signed(trailers) => trailers.take()?.get(name)?.to_str().ok().map(str::to_owned),
+            Self::Bare(trailers) => trailers.get(name),
+        }
+    }
+}
+
 /// What the client said about a body, and what is to be computed over it.
 #[derive(Debug, Default)]
 pub struct Expected {
@@ -80,7 +105,7 @@ pub struct Expected {
     /// A checksum in a header.
     pub value: Option<(Algorithm, Vec<u8>)>,
     /// A checksum in a trailer, known when the body has ended.
-    pub trailer: Option<(Algorithm, TrailingHeaders)>,
+    pub trailer: Option<(Algorithm, Trailers)>,
     /// To be kept with the object; the one that the client sent, or else S3's default.
     pub keep: Option<Algorithm>,
     /// Seals what is stored.
@@ -106,7 +131,7 @@ impl Seal {
 
 impl Expected {
     /// From a request's headers. `len` is the body's after all decoding.
-    pub fn of(headers: &HeaderMap, len: Option<i64>, trailers: Option<TrailingHeaders>) -> Result<Self> {
+    pub fn of(headers: &HeaderMap, len: Option<i64>, trailers: Option<Trailers>) -> Result<Self> {
         let len =
             len.map(|l| u64::try_from(l).map_err(|_| Error::new(Kind::InvalidArgument, "Content-Length is negative.")));
         let len = len.transpose()?;
@@ -205,8 +230,7 @@ impl Expected {
             return Err(mismatch(*a));
         }
         if let Some((a, trailers)) = &self.trailer {
-            let sent = trailers.take().and_then(|t| t.get(a.header()).and_then(|v| v.to_str().ok().map(str::to_owned)));
-            let sent = sent.ok_or_else(|| {
+            let sent = trailers.get(a.header()).ok_or_else(|| {
                 Error::new(
                     Kind::InvalidRequest,
                     format!("The trailer {} that x-amz-trailer announced is missing.", a.header()),

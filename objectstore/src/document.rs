@@ -48,7 +48,7 @@ impl Promised {
         let has = |name: &str| query.iter().any(|(n, _)| n == name);
         let deletes = head.method == Method::POST && has("delete");
         match framing {
-            Framing::Plain => {}
+            Framing::Plain | Framing::Bare => {}
             Framing::Signed if !deletes || is_version_4(&head.headers) => return Ok(None),
             Framing::Unsigned if !deletes => return Ok(None),
             Framing::Signed | Framing::Unsigned => return Err(unprotected()),

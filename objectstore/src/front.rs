@@ -33,7 +33,7 @@ use crate::document::Promised;
 use crate::error::{Error, Kind, Result};
 use crate::expect::{Noted, Waiting};
 use crate::form;
-use crate::guard::{self, Chunks, Framing};
+use crate::guard::{self, Chunks, Framing, Trailers};
 use crate::metrics::Metrics;
 use crate::note::Note;
 use crate::ops::list_objects::Rendered;
@@ -117,7 +117,12 @@ impl<B: BulkStore> Front<B> {
                 head.extensions.insert(id.clone());
                 let is_empty = body.is_end_stream();
                 let metrics = self.core.shared.metrics.clone();
-                let body = OnCore(SendWrapper::new(Guarded::new(body, framing, metrics, waited.clone())));
+                let trailers = Trailers::default();
+                if framing == Framing::Bare {
+                    head.extensions.insert(trailers.clone());
+                }
+                let body = Guarded::new(body, framing, &trailers, metrics, waited.clone());
+                let body = OnCore(SendWrapper::new(body));
                 let body = match &promised {
                     Some(promised) => s3s::Body::http_body_unsync(promised.watch(body)),
                     None if is_empty => s3s::Body::empty(),
@@ -229,12 +234,9 @@ impl<B: BulkStore> Front<B> {
         let bucket = place.bucket().filter(|_| place.key().is_none()).ok_or(Kind::MethodNotAllowed)?;
         let kind = head.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let boundary = form::boundary(kind)?;
-        let mut body = OnCore(SendWrapper::new(Guarded::new(
-            body,
-            Framing::Plain,
-            self.core.shared.metrics.clone(),
-            Rc::default(),
-        )));
+        let metrics = self.core.shared.metrics.clone();
+        let body = Guarded::new(body, Framing::Plain, &Trailers::default(), metrics, Rc::default());
+        let mut body = OnCore(SendWrapper::new(body));
         let (mut held, mut fields_of) = (BytesMut::new(), form::Head::new(&boundary));
         let (fields, at) = loop {
             if let Some(found) = fields_of.read(&held)? {
@@ -519,9 +521,18 @@ struct Guarded<R> {
 }
 
 impl<R> Guarded<R> {
-    fn new(inner: R, framing: Framing, metrics: Metrics, waited: Rc<Cell<Duration>>) -> Self {
+    fn new(inner: R, framing: Framing, trailers: &Trailers, metrics: Metrics, waited: Rc<Cell<Duration>>) -> Self {
         let pace = Pace::new(Rate::default());
-        Self { inner, framing, chunks: Chunks::new(framing), out: VecDeque::new(), wait: None, pace, metrics, waited }
+        Self {
+            inner,
+            framing,
+            chunks: Chunks::new(framing, trailers),
+            out: VecDeque::new(),
+            wait: None,
+            pace,
+            metrics,
+            waited,
+        }
     }
 }
 
@@ -599,7 +610,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match self.0.framing {
             // Cut anew, the body has another length than it came with.
-            Framing::Unsigned => SizeHint::default(),
+            Framing::Unsigned | Framing::Bare => SizeHint::default(),
             Framing::Plain | Framing::Signed => self.0.inner.size_hint(),
         }
     }

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, Bytes};
 use http::header::CONTENT_LENGTH;
@@ -26,6 +27,8 @@ pub const SIGNED_CHUNK_MAX: u64 = 8 << 20;
 const PRESIGNED_MAX: u64 = 604_800;
 /// A chunk's header line.
 const LINE_MAX: usize = 1024;
+/// The trailers of a [`Framing::Bare`] body.
+const TRAILERS_MAX: usize = 4 << 10;
 
 /// How a body is framed inside HTTP's own framing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +39,9 @@ pub enum Framing {
     Signed,
     /// aws-chunked, unsigned, with a trailer.
     Unsigned,
+    /// aws-chunked by a sender whose signature, if there is one, knows nothing of chunks: SDKs without credentials send so
+    /// over TLS. `s3s` takes the framing of such a body for data, so it is taken off here.
+    Bare,
 }
 
 /// Checks a request's head.
@@ -55,23 +61,41 @@ pub fn check(head: &Parts) -> Result<Framing> {
     } else if let Some(authorization) = header(&head.headers, "authorization") {
         check_authorization(authorization, &head.headers)?;
     }
-    Ok(match header(&head.headers, "x-amz-content-sha256") {
+    let payload = header(&head.headers, "x-amz-content-sha256");
+    let streams = payload.is_some_and(|value| value.starts_with("STREAMING-"));
+    let in_chunks = streams || payload.is_none() && is_in_chunks(&head.headers);
+    let of_version_4 = query.has("X-Amz-Signature")
+        || header(&head.headers, "authorization").is_some_and(|a| a.starts_with("AWS4-HMAC-SHA256"));
+    Ok(match payload {
+        _ if in_chunks && !(streams && of_version_4) => {
+            let decoded = header(&head.headers, DECODED).and_then(|length| length.parse::<u64>().ok());
+            decoded.map(|_| Framing::Bare).ok_or(Kind::MissingContentLength)?
+        }
         Some("STREAMING-UNSIGNED-PAYLOAD-TRAILER") => Framing::Unsigned,
-        Some(value) if value.starts_with("STREAMING-") => Framing::Signed,
+        Some(_) if streams => Framing::Signed,
         _ => Framing::Plain,
     })
+}
+
+/// The length of what an aws-chunked body carries.
+const DECODED: &str = "x-amz-decoded-content-length";
+
+fn is_in_chunks(headers: &HeaderMap) -> bool {
+    let codings = headers.get_all(http::header::CONTENT_ENCODING).iter().filter_map(|v| v.to_str().ok());
+    codings.flat_map(|v| v.split(',')).any(|coding| coding.trim().eq_ignore_ascii_case("aws-chunked"))
 }
 
 fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     headers.get(name).and_then(|v| v.to_str().ok())
 }
 
-/// Gives an aws-chunked body whose outer length nobody said (SDKs over TLS) the length that it says it has decoded: `s3s`
-/// replaces an outer length by that, and uploads are held to it. For a request whose signed headers were checked.
+/// Gives an aws-chunked body whose outer length nobody said (SDKs over TLS), or that comes to `s3s` without its framing, the
+/// length that it says it has decoded: `s3s` replaces an outer length by that, and uploads are held to it. For a request
+/// whose signed headers were checked.
 pub fn tell_length(headers: &mut HeaderMap, framing: Framing) {
     if framing != Framing::Plain
-        && !headers.contains_key(CONTENT_LENGTH)
-        && let Some(decoded) = headers.get("x-amz-decoded-content-length").cloned()
+        && (framing == Framing::Bare || !headers.contains_key(CONTENT_LENGTH))
+        && let Some(decoded) = headers.get(DECODED).cloned()
     {
         headers.insert(CONTENT_LENGTH, decoded);
     }
@@ -311,11 +335,42 @@ fn check_signed_headers(signed: &str, headers: &HeaderMap) -> Result<()> {
 /// Follows aws-chunked framing as a body passes.
 ///
 /// Signed chunks pass as they are, up to [`SIGNED_CHUNK_MAX`]. Unsigned ones are cut into chunks of what has arrived, so
-/// that a client which sends 5 GiB as one chunk costs no memory.
+/// that a client which sends 5 GiB as one chunk costs no memory. Of bare ones the data passes, and the trailers are kept.
 #[derive(Debug)]
 pub struct Chunks {
-    rewrite: bool,
+    passing: Passing,
     state: State,
+}
+
+/// What `s3s` sees of a chunked body.
+#[derive(Debug)]
+enum Passing {
+    Whole,
+    CutAnew,
+    Data(Trailers),
+}
+
+/// The trailers of a [`Framing::Bare`] body: what has come of them.
+#[derive(Debug, Clone, Default)]
+pub struct Trailers(Arc<Mutex<Vec<u8>>>);
+
+impl Trailers {
+    /// The value of a trailer.
+    pub fn get(&self, name: &str) -> Option<String> {
+        let text = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fields = text.split(|b| *b == b'\n').filter_map(|line| std::str::from_utf8(line).ok()?.split_once(':'));
+        let mut values = fields.filter(|(n, _)| n.trim().eq_ignore_ascii_case(name)).map(|(_, v)| v.trim().to_owned());
+        values.next()
+    }
+
+    fn add(&self, bytes: &[u8]) -> Result<(), BadChunk> {
+        let mut text = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if text.len() + bytes.len() > TRAILERS_MAX {
+            return Err(BadChunk::Format("the trailers are too long"));
+        }
+        text.extend_from_slice(bytes);
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -342,19 +397,20 @@ pub enum BadChunk {
 }
 
 impl Chunks {
-    /// For a body of this framing; `None` where there is nothing to follow.
-    pub fn new(framing: Framing) -> Option<Self> {
-        let rewrite = match framing {
+    /// For a body of this framing; `None` where there is nothing to follow. Trailers of a bare one go to `trailers`.
+    pub fn new(framing: Framing, trailers: &Trailers) -> Option<Self> {
+        let passing = match framing {
             Framing::Plain => return None,
-            Framing::Signed => false,
-            Framing::Unsigned => true,
+            Framing::Signed => Passing::Whole,
+            Framing::Unsigned => Passing::CutAnew,
+            Framing::Bare => Passing::Data(trailers.clone()),
         };
-        Some(Self { rewrite, state: State::Line(Vec::new()) })
+        Some(Self { passing, state: State::Line(Vec::new()) })
     }
 
     /// Takes what has arrived; puts what `s3s` is to see onto `out`.
     pub fn feed(&mut self, mut bytes: Bytes, out: &mut VecDeque<Bytes>) -> Result<(), BadChunk> {
-        if !self.rewrite {
+        if matches!(self.passing, Passing::Whole) {
             out.push_back(bytes.clone());
         }
         while !bytes.is_empty() {
@@ -371,11 +427,11 @@ impl Chunks {
                     }
                     let size = chunk_size(line).ok_or(BadChunk::Format("a chunk's header line has no size"))?;
                     if size == 0 {
-                        if self.rewrite {
+                        if matches!(self.passing, Passing::CutAnew) {
                             out.push_back(std::mem::take(line).into());
                         }
                         self.state = State::Rest;
-                    } else if !self.rewrite && size > SIGNED_CHUNK_MAX {
+                    } else if matches!(self.passing, Passing::Whole) && size > SIGNED_CHUNK_MAX {
                         return Err(BadChunk::TooLarge(size));
                     } else {
                         self.state = State::Data(size);
@@ -384,10 +440,14 @@ impl Chunks {
                 State::Data(left) => {
                     let n = (*left).min(bytes.len() as u64);
                     let piece = bytes.split_to(n as usize);
-                    if self.rewrite {
-                        out.push_back(format!("{:x}\r\n", piece.len()).into());
-                        out.push_back(piece);
-                        out.push_back(Bytes::from_static(b"\r\n"));
+                    match self.passing {
+                        Passing::Whole => {}
+                        Passing::Data(_) => out.push_back(piece),
+                        Passing::CutAnew => {
+                            out.push_back(format!("{:x}\r\n", piece.len()).into());
+                            out.push_back(piece);
+                            out.push_back(Bytes::from_static(b"\r\n"));
+                        }
                     }
                     *left -= n;
                     if *left == 0 {
@@ -405,8 +465,10 @@ impl Chunks {
                     }
                 }
                 State::Rest => {
-                    if self.rewrite {
-                        out.push_back(bytes);
+                    match &self.passing {
+                        Passing::Whole => {}
+                        Passing::CutAnew => out.push_back(bytes),
+                        Passing::Data(trailers) => trailers.add(&bytes)?,
                     }
                     return Ok(());
                 }
@@ -556,6 +618,42 @@ mod tests {
         check("versionId=a&%76ersionId=b", false);
     }
 
+    #[test]
+    fn framings() {
+        let check = |query: &str, headers: &[(&str, &str)], want: Result<Framing, Kind>| {
+            let mut all = vec![("host", "h"), (DECODED, "5")];
+            all.extend(headers);
+            let got = super::check(&head("PUT", &format!("/b/k{query}"), &all)).map_err(|e| e.kind);
+            assert_eq!(got, want, "{query} {headers:?}");
+        };
+        let names = "host;x-amz-content-sha256;x-amz-decoded-content-length";
+        let v4 = format!(
+            "AWS4-HMAC-SHA256 Credential=AK/20260101/us-east-1/s3/aws4_request, SignedHeaders={names}, Signature=0"
+        );
+        let (coded, v4) = (("content-encoding", "gzip, AWS-chunked"), ("authorization", v4.as_str()));
+        let v2 = ("authorization", "AWS AK:c2ln");
+        let unsigned = ("x-amz-content-sha256", "STREAMING-UNSIGNED-PAYLOAD-TRAILER");
+        let signed = ("x-amz-content-sha256", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD");
+        check("", &[], Ok(Framing::Plain));
+        check("", &[("content-encoding", "gzip")], Ok(Framing::Plain));
+        check("", &[v4, unsigned, coded], Ok(Framing::Unsigned));
+        check("", &[v4, signed], Ok(Framing::Signed));
+        check("", &[v4, ("x-amz-content-sha256", "UNSIGNED-PAYLOAD"), coded], Ok(Framing::Plain));
+        // Nobody's, and of who signs with Version 2.
+        for headers in [&[coded][..], &[unsigned], &[signed], &[v2, coded]] {
+            check("", headers, Ok(Framing::Bare));
+        }
+        for length in ["", "x", "-1"] {
+            let bare = head("PUT", "/b/k", &[coded, (DECODED, length)]);
+            assert_eq!(super::check(&bare).map_err(|e| e.kind), Err(Kind::MissingContentLength), "{length:?}");
+        }
+    }
+
+    /// A framing that has chunks.
+    fn of_chunks() -> impl Strategy<Value = Framing> {
+        proptest::sample::select(vec![Framing::Signed, Framing::Unsigned, Framing::Bare])
+    }
+
     /// Undoes unsigned chunking.
     fn unchunk(mut body: &[u8]) -> (Vec<u8>, Vec<u8>) {
         let mut data = Vec::new();
@@ -577,17 +675,18 @@ mod tests {
         fn chunks_survive_any_cutting(
             chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..300), 0..6),
             cuts in proptest::collection::vec(1usize..97, 1..40),
-            rewrite: bool,
+            framing in of_chunks(),
         ) {
             let mut body = Vec::new();
             for chunk in &chunks {
-                let signature = if rewrite { String::new() } else { format!(";chunk-signature={}", "0".repeat(64)) };
+                let signature = if framing == Framing::Signed { ";chunk-signature=00" } else { "" };
                 body.extend(format!("{:x}{signature}\r\n", chunk.len()).into_bytes());
                 body.extend(chunk);
                 body.extend(b"\r\n");
             }
             body.extend(b"0\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n");
-            let mut follower = Chunks::new(if rewrite { Framing::Unsigned } else { Framing::Signed }).unwrap();
+            let trailers = Trailers::default();
+            let mut follower = Chunks::new(framing, &trailers).unwrap();
             let (mut out, mut rest, mut cuts) = (VecDeque::new(), &body[..], cuts.into_iter().cycle());
             while !rest.is_empty() {
                 let n = cuts.next().unwrap().min(rest.len());
@@ -595,23 +694,27 @@ mod tests {
                 rest = &rest[n..];
             }
             let out: Vec<u8> = out.into_iter().flatten().collect();
-            if rewrite {
-                prop_assert_eq!(unchunk(&out), unchunk(&body));
-            } else {
-                prop_assert_eq!(out, body);
+            match framing {
+                Framing::Unsigned => prop_assert_eq!(unchunk(&out), unchunk(&body)),
+                Framing::Bare => {
+                    prop_assert_eq!(out, chunks.concat());
+                    prop_assert!(trailers.get("X-Amz-Checksum-CRC32").is_some_and(|value| value == "AAAAAA=="));
+                    prop_assert_eq!(trailers.get("x-amz-checksum-sha1"), None);
+                }
+                Framing::Plain | Framing::Signed => prop_assert_eq!(out, body),
             }
         }
 
         #[test]
-        fn hostile_chunks_do_no_harm(body: Vec<u8>, rewrite: bool) {
-            let mut follower = Chunks::new(if rewrite { Framing::Unsigned } else { Framing::Signed }).unwrap();
+        fn hostile_chunks_do_no_harm(body: Vec<u8>, framing in of_chunks()) {
+            let mut follower = Chunks::new(framing, &Trailers::default()).unwrap();
             let _ = follower.feed(body.into(), &mut VecDeque::new());
         }
     }
 
     #[test]
     fn a_signed_chunk_has_a_largest_size() {
-        let mut follower = Chunks::new(Framing::Signed).unwrap();
+        let mut follower = Chunks::new(Framing::Signed, &Trailers::default()).unwrap();
         let line = Bytes::from_static(b"ffffffff;chunk-signature=0\r\n");
         assert_eq!(follower.feed(line, &mut VecDeque::new()), Err(BadChunk::TooLarge(0xffff_ffff)));
     }

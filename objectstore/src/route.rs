@@ -15,7 +15,7 @@ use send_wrapper::SendWrapper;
 use crate::access::actions::{DELETE_OBJECT, GET_OBJECT};
 use crate::access::{Facts, context};
 use crate::api::{self, Peer, RequestId};
-use crate::body::Expected;
+use crate::body::{Expected, Trailers};
 use crate::core::{Caller, CoreRef};
 use crate::error::{Kind, Result};
 use crate::guard;
@@ -322,7 +322,8 @@ async fn document(req: &mut S3Request<Body>) -> Result<Bytes> {
         text if text.contains("limit") => Kind::MaxMessageLengthExceeded.into(),
         _ => crate::error::body(&*e),
     })?;
-    let expected = Expected::of(&req.headers, Some(bytes.len() as i64), req.trailing_headers.take())?;
+    let trailers = Trailers::of(req);
+    let expected = Expected::of(&req.headers, Some(bytes.len() as i64), trailers)?;
     expected.check_whole(&bytes)?;
     Ok(bytes)
 }

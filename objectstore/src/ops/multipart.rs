@@ -17,7 +17,7 @@ use s3s::dto::{
 };
 
 use super::input::{checksum_asked, customer_key, encryption_asked, lock_asked};
-use crate::body::{self, Expected, PUT_MAX, Received, Seal};
+use crate::body::{self, Expected, PUT_MAX, Received, Seal, Trailers};
 use crate::change::Change;
 use crate::core::{Access, Caller, CoreRef, RETRIES, Seen, retire_blob};
 use crate::digest::{Algorithm, ChecksumType};
@@ -171,13 +171,14 @@ pub async fn find_in<B: BulkStore>(core: &CoreRef<B>, bucket: &Bucket, key: &str
 pub async fn upload_part<B: BulkStore>(
     core: &CoreRef<B>,
     caller: &Caller,
-    req: S3Request<UploadPartInput>,
+    mut req: S3Request<UploadPartInput>,
 ) -> Result<UploadPartOutput> {
-    let S3Request { input, headers, trailing_headers, .. } = req;
+    let trailers = Trailers::of(&mut req);
+    let S3Request { input, headers, .. } = req;
     let number = part_number(input.part_number)?;
     let owner = input.expected_bucket_owner.as_deref();
     let upload = find(core, caller, &input.bucket, owner, &input.key, &input.upload_id, Access::Write).await?;
-    let mut expected = Expected::of(&headers, input.content_length, trailing_headers)?;
+    let mut expected = Expected::of(&headers, input.content_length, trailers)?;
     let (algorithm, implicit) = (upload.seen.value.algorithm, upload.seen.value.implicit);
     if let Some(sent) = expected.sent()
         && sent != algorithm

@@ -8,7 +8,7 @@ use s3s::dto::{Metadata, PutObjectInput, PutObjectOutput, Timestamp};
 use time::OffsetDateTime;
 
 use super::input::{encryption_asked, lock_asked};
-use crate::body::{self, Expected, Received, Seal, Stored};
+use crate::body::{self, Expected, Received, Seal, Stored, Trailers};
 use crate::change::Change;
 use crate::core::{Caller, Core, CoreRef, RETRIES, Seen};
 use crate::digest::Algorithm;
@@ -32,9 +32,10 @@ const KEY_MAX: usize = 1024;
 pub async fn put_object<B: BulkStore>(
     core: &CoreRef<B>,
     caller: &Caller,
-    req: S3Request<PutObjectInput>,
+    mut req: S3Request<PutObjectInput>,
 ) -> Result<PutObjectOutput> {
-    let S3Request { input, headers, trailing_headers, .. } = req;
+    let trailers = Trailers::of(&mut req);
+    let S3Request { input, headers, .. } = req;
     check_key(&input.key)?;
     // Before a byte is read: who may, and is there a bucket.
     let bucket = core.bucket_to_fill(caller, &input.bucket, input.expected_bucket_owner.as_deref()).await?;
@@ -47,7 +48,7 @@ pub async fn put_object<B: BulkStore>(
     let encrypt = encryption_asked!(input)?;
     let keyed = core.fresh_key(&bucket.value, &encrypt).await?;
     let conditions = WriteConditions::new(input.if_match, input.if_none_match);
-    let mut expected = Expected::of(&headers, input.content_length, trailing_headers)?;
+    let mut expected = Expected::of(&headers, input.content_length, trailers)?;
     expected.keep.get_or_insert(Algorithm::Crc64Nvme);
     expected.seal = keyed.as_ref().map(|k| Seal::new(&k.secret));
     let amount = Amount { objects: 1, bytes: expected.len.unwrap_or(0) as i64 };

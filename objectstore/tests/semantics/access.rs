@@ -18,6 +18,42 @@ fn grants(owner: &str, grants: &[(&str, &str)]) -> String {
     )
 }
 
+/// What SDKs without credentials send over TLS.
+#[test]
+fn chunks_that_nobody_signed_are_taken_apart() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.req("PUT", "/bucket").header("x-amz-acl", "public-read-write").send().await.ok();
+        let put = |length: &str, body: &'static str| {
+            let put = w.req("PUT", "/bucket/k").anonymous().body(body).header("content-encoding", "gzip,aws-chunked");
+            put.header("x-amz-decoded-content-length", length)
+        };
+        let plain = "5\r\nhello\r\n0\r\n\r\n";
+        put("4", plain).send().await.is(400, "IncompleteBody");
+        put("6", plain).send().await.is(400, "IncompleteBody");
+        put("five", plain).send().await.is(411, "MissingContentLength");
+        put("5", "5\r\nhello!\r\n0\r\n\r\n").send().await.is(400, "InvalidRequest");
+        w.get("/bucket/k").await.is(404, "NoSuchKey");
+        put("5", plain).send().await.ok();
+        let got = w.get("/bucket/k").await.ok();
+        assert_eq!((&*got.text(), got.header("content-encoding")), ("hello", "gzip"));
+        let told = |body| {
+            put("5", body)
+                .header("x-amz-trailer", "x-amz-checksum-crc32")
+                .header("x-amz-sdk-checksum-algorithm", "CRC32")
+        };
+        told("2\r\nhe\r\n3\r\nllo\r\n0\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n").send().await.is(400, "BadDigest");
+        told(plain).send().await.is(400, "InvalidRequest");
+        told("2\r\nhe\r\n3\r\nllo\r\n0\r\nx-amz-checksum-crc32:NhCmhg==\r\n\r\n").send().await.ok();
+        let got = w.req("GET", "/bucket/k").header("x-amz-checksum-mode", "ENABLED").send().await.ok();
+        assert_eq!((&*got.text(), got.header("x-amz-checksum-crc32")), ("hello", "NhCmhg=="));
+        // A payload that is told to be a stream is one.
+        let stream = put("5", plain).header("x-amz-content-sha256", "STREAMING-UNSIGNED-PAYLOAD-TRAILER");
+        stream.send().await.ok();
+        assert_eq!(w.get("/bucket/k").await.ok().text(), "hello");
+    });
+}
+
 #[test]
 fn canned_lists_open_buckets_and_objects() {
     run(|| async {
