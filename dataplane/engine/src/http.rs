@@ -25,8 +25,8 @@
 //!
 //! Over HTTP/2 [`STREAMS`] requests go on at once, a head has at most 64 KiB, and heads share the `idle` time. There only
 //! bytes of answers keep a connection without a request open: PING and what else costs a client nothing do not. An answer
-//! of which the client takes nothing for `idle`, or less than `slowest`, ends with a reset of its stream, whatever the others
-//! do.
+//! of which the client takes nothing for `idle`, or less than `slowest`, ends with a reset of its stream; behind others
+//! that fill the socket, after eight times `idle`.
 //!
 //! What a client takes of its answers is what its kernel has acknowledged, not what ours holds for it: ours takes megabytes
 //! at once, and then nothing until a third of them are gone, which a slow client needs minutes for. While the socket is

@@ -33,10 +33,13 @@ use crate::{detach, now, sleep};
 /// A piece's bytes: HTTP/2's smallest largest frame.
 const PIECE: usize = 16 << 10;
 
+/// A piece may wait behind other streams' for so many idle times: they share the connection by turns.
+const BEHIND: u32 = 8;
+
 /// How an answer goes out.
 struct Flow {
-    /// Since when, by [`Flow::clock`], a piece waits to be taken; `None` while the service is at work.
-    waits_since: Cell<Option<Duration>>,
+    /// Since when, by [`Flow::clock`] and by the core's, a piece waits to be taken; `None` while the service is at work.
+    waits_since: Cell<Option<(Duration, Duration)>>,
     /// Time in which the whole connection's client is waited for, and held to its rate: that is no stream's own.
     full: Rc<Full>,
     pace: RefCell<Pace>,
@@ -56,7 +59,7 @@ impl Flow {
 
     /// The last piece, of so many bytes, was taken.
     fn taken(&self, bytes: u64) {
-        let Some(since) = self.waits_since.take() else { return };
+        let Some((since, _)) = self.waits_since.take() else { return };
         if !self.pace.borrow_mut().moved(bytes, self.clock().saturating_sub(since)) {
             self.slow.set(true);
         }
@@ -106,13 +109,15 @@ async fn until_stalled(future: impl Future, flow: &Flow, idle: Duration) {
             return Poll::Ready(());
         }
         while timer.as_mut().poll(cx).is_ready() {
-            let now_there = flow.clock();
-            let left = (flow.waits_since.get().unwrap_or(now_there) + idle).saturating_sub(now_there);
+            let (now_there, now_here) = (flow.clock(), now());
+            let (there, here) = flow.waits_since.get().unwrap_or((now_there, now_here));
+            let left = (there + idle).saturating_sub(now_there).min((here + idle * BEHIND).saturating_sub(now_here));
             if left.is_zero() {
                 tracing::debug!("a stream's client takes nothing");
                 return Poll::Ready(());
             }
-            timer.reset(now() + left);
+            // The clock may stand still: then what is left stays as little as it is.
+            timer.reset(now_here + left.max(idle / 64));
         }
         Poll::Pending
     })
@@ -174,7 +179,7 @@ impl<B: Body> Body for Pieces<B> {
         let n = self.rest.len().min(PIECE);
         let piece = self.rest.split_to(n);
         self.last = n;
-        self.flow.waits_since.set(Some(self.flow.clock()));
+        self.flow.waits_since.set(Some((self.flow.clock(), now())));
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
