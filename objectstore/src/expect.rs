@@ -22,7 +22,7 @@ impl Waiting {
     /// The client of a request that has a body; `None` where it does not wait.
     pub fn of(head: &Parts, body: &impl Body) -> Option<Self> {
         let waits = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
-        let waits = head.version == Version::HTTP_11 && head.headers.get(EXPECT).is_some_and(waits);
+        let waits = head.version == Version::HTTP_11 && head.headers.get_all(EXPECT).iter().any(waits);
         (waits && !body.is_end_stream()).then(|| Self(Rc::new(Cell::new(true))))
     }
 

@@ -571,6 +571,9 @@ where
                 return Poll::Ready(Some(Err(stalled(TOO_SLOW))));
             }
             match frame {
+                None if self.framing == Framing::Bare && !self.chunks.as_ref().is_some_and(Chunks::is_at_end) => {
+                    return Poll::Ready(Some(Err(guard::BadChunk::CutOff.into())));
+                }
                 None => return Poll::Ready(None),
                 Some(Err(e)) => return Poll::Ready(Some(Err(e.into()))),
                 Some(Ok(frame)) => {

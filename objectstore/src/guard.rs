@@ -63,7 +63,8 @@ pub fn check(head: &Parts) -> Result<Framing> {
     }
     let payload = header(&head.headers, "x-amz-content-sha256");
     let streams = payload.is_some_and(|value| value.starts_with("STREAMING-"));
-    let in_chunks = streams || payload.is_none() && is_in_chunks(&head.headers);
+    let carries = matches!(head.method, Method::PUT | Method::POST) && head.headers.contains_key(DECODED);
+    let in_chunks = streams || payload.is_none() && carries && is_in_chunks(&head.headers);
     let of_version_4 = query.has("X-Amz-Signature")
         || header(&head.headers, "authorization").is_some_and(|a| a.starts_with("AWS4-HMAC-SHA256"));
     Ok(match payload {
@@ -391,6 +392,9 @@ pub enum BadChunk {
     /// Above [`SIGNED_CHUNK_MAX`].
     #[error("{CHUNK_TOO_LARGE}: {0} bytes, at most {SIGNED_CHUNK_MAX}")]
     TooLarge(u64),
+    /// It ended too early.
+    #[error("the aws-chunked body ends before its last chunk")]
+    CutOff,
     /// Not a chunk.
     #[error("aws-chunked FormatError: {0}")]
     Format(&'static str),
@@ -406,6 +410,11 @@ impl Chunks {
             Framing::Bare => Passing::Data(trailers.clone()),
         };
         Some(Self { passing, state: State::Line(Vec::new()) })
+    }
+
+    /// True where the last chunk has come.
+    pub fn is_at_end(&self) -> bool {
+        matches!(self.state, State::Rest)
     }
 
     /// Takes what has arrived; puts what `s3s` is to see onto `out`.
@@ -481,10 +490,10 @@ impl Chunks {
 /// The size in `1f4;chunk-signature=...\r\n`.
 fn chunk_size(line: &[u8]) -> Option<u64> {
     let digits = line.split(|b| matches!(b, b';' | b'\r' | b'\n')).next()?;
-    if digits.is_empty() || digits.len() > 8 {
-        return None;
-    }
-    u64::from_str_radix(std::str::from_utf8(digits).ok()?.trim(), 16).ok()
+    let digits = std::str::from_utf8(digits).ok()?.trim();
+    // The radix's reader takes signs.
+    let is_size = (1..=16).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    if is_size { u64::from_str_radix(digits, 16).ok() } else { None }
 }
 
 #[cfg(test)]
@@ -643,9 +652,28 @@ mod tests {
         for headers in [&[coded][..], &[unsigned], &[signed], &[v2, coded]] {
             check("", headers, Ok(Framing::Bare));
         }
+        // Without a body in chunks it is only a header.
+        let copied = head("PUT", "/b/k", &[coded]);
+        assert_eq!(super::check(&copied).map_err(|e| e.kind), Ok(Framing::Plain));
         for length in ["", "x", "-1"] {
             let bare = head("PUT", "/b/k", &[coded, (DECODED, length)]);
             assert_eq!(super::check(&bare).map_err(|e| e.kind), Err(Kind::MissingContentLength), "{length:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_of_chunks() {
+        for (line, want) in [
+            ("0\r\n", Some(0)),
+            ("1f4;chunk-signature=0\r\n", Some(0x1f4)),
+            ("140000000\r\n", Some(5 << 30)),
+            ("ffffffffffffffff\r\n", Some(u64::MAX)),
+            ("10000000000000000\r\n", None),
+            ("+5\r\n", None),
+            ("\r\n", None),
+            ("g\r\n", None),
+        ] {
+            assert_eq!(chunk_size(line.as_bytes()), want, "{line}");
         }
     }
 

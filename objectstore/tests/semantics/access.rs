@@ -1,4 +1,4 @@
-use crate::client::{ACCOUNT, Mode, OTHER, Walrus};
+use crate::client::{ACCOUNT, Mode, OTHER, Walrus, crc32_base64};
 use crate::run;
 
 const ALL: &str = "http://acs.amazonaws.com/groups/global/AllUsers";
@@ -47,6 +47,15 @@ fn chunks_that_nobody_signed_are_taken_apart() {
         told("2\r\nhe\r\n3\r\nllo\r\n0\r\nx-amz-checksum-crc32:NhCmhg==\r\n\r\n").send().await.ok();
         let got = w.req("GET", "/bucket/k").header("x-amz-checksum-mode", "ENABLED").send().await.ok();
         assert_eq!((&*got.text(), got.header("x-amz-checksum-crc32")), ("hello", "NhCmhg=="));
+        put("5", "5\r\nhello\r\n").send().await.is(400, "IncompleteBody");
+        let large = crate::data(300_000);
+        let framed = [b"30d40\r\n", &large[..200_000], b"\r\n186a0\r\n", &large[200_000..], b"\r\n0\r\n"].concat();
+        let framed = [framed, format!("x-amz-checksum-crc32:{}\r\n\r\n", crc32_base64(&large)).into_bytes()].concat();
+        let put_large =
+            w.req("PUT", "/bucket/large").anonymous().body(framed).header("content-encoding", "aws-chunked");
+        let put_large = put_large.header("x-amz-decoded-content-length", "300000");
+        put_large.header("x-amz-trailer", "x-amz-checksum-crc32").send().await.ok();
+        assert!(w.get("/bucket/large").await.ok().body == large);
         // A payload that is told to be a stream is one.
         let stream = put("5", plain).header("x-amz-content-sha256", "STREAMING-UNSIGNED-PAYLOAD-TRAILER");
         stream.send().await.ok();
