@@ -224,7 +224,7 @@ async fn work(bag: &Bag, to: &Destination, taken: &mut u64) -> Result<(), String
             let batch = Batch::new().check(key.clone(), Some(raw.clone())).del(key.clone());
             let is_taken = outcome.is_ok();
             match (outcome, told) {
-                (Ok(()), _) => bag.metrics.event_delivered(&id),
+                (Ok(()), _) => {}
                 (Err(Trouble::Away(error)), _) if age < AGE_MAX => return Err(error),
                 (Err(Trouble::Refused(error)), Ok(told)) if age < AGE_MAX => {
                     let attempts = told.refused.map_or(0, |(attempts, _)| attempts) + 1;
@@ -238,11 +238,16 @@ async fn work(bag: &Bag, to: &Destination, taken: &mut u64) -> Result<(), String
                     bag.meta.commit(batch.put(key, told.encode())).await.map_err(|e| e.to_string())?;
                     continue;
                 }
-                (Err(_), _) => bag.metrics.events_lost(1),
+                (Err(_), _) => {}
             }
             bag.meta.commit(batch).await.map_err(|e| e.to_string())?;
-            // Not before: what cannot be struck off is sent again, and that not ever faster.
-            *taken += u64::from(is_taken);
+            // Counted now: what cannot be struck off is sent again, and that not ever faster.
+            if is_taken {
+                *taken += 1;
+                bag.metrics.event_delivered(&id);
+            } else {
+                bag.metrics.events_lost(1);
+            }
             // A cut-off commit's event was not counted.
             let _ = to.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
         }
