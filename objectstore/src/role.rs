@@ -164,7 +164,9 @@ impl Uses {
         now: UnixMicros,
         send: impl Fn(proto::ReportUsesRequest) -> F,
     ) -> Result<(), tonic::Status> {
-        let uses = self.ring.used_since(self.told);
+        let mut uses = self.ring.used_since(self.told);
+        // By a clock that has been set back.
+        uses.retain(|(_, at)| at.0 <= now.0 + USES_LATE_US);
         for some in uses.chunks(USES_MAX) {
             let uses = some.iter().map(|(id, at)| proto::Use { id: id.clone(), at_us: at.0 }).collect();
             send(proto::ReportUsesRequest { service: "s3".into(), region: self.region.clone(), uses }).await?;

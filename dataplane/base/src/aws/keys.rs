@@ -58,7 +58,8 @@ impl LastUse {
 
     /// Notes a use; most cost a comparison.
     pub fn note(&self, now: UnixMicros) {
-        if now.0 >= self.0.load(Ordering::Relaxed).saturating_add(Self::EVERY_US) {
+        // Also where the clock was set back.
+        if now.0.abs_diff(self.0.load(Ordering::Relaxed)) >= Self::EVERY_US {
             self.0.store(now.0, Ordering::Relaxed);
         }
     }
@@ -480,6 +481,7 @@ mod tests {
             all
         };
         assert_eq!(sorted(at(0)), [("AKIAUSER".to_owned(), at(100)), ("AROAROLE".to_owned(), at(200))]);
+        bob.used.note(at(9_000));
         bob.used.note(at(110));
         ring.fill(&told());
         bob.used.note(at(300));
