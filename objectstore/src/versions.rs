@@ -15,7 +15,7 @@ use karri_bulk::BulkStore;
 use karri_meta::Scan;
 
 use crate::change::Change;
-use crate::core::{Caller, Core, Seen};
+use crate::core::{Caller, Core, RETRIES, Seen};
 use crate::error::{Error, Kind, Result};
 use crate::keys::{self, BucketId, DataId};
 use crate::notify::LIFECYCLE;
@@ -135,8 +135,34 @@ pub fn check_takes_replicas(versioning: Versioning) -> Result<()> {
 
 impl<B: BulkStore> Core<B> {
     /// A version of an object; a delete marker counts.
+    ///
+    /// # Errors
+    /// The store's; `SlowDown` where the object's versions change all the time.
     pub async fn version(&self, bucket: BucketId, key: &str, which: Which) -> Result<Option<At>> {
-        let Some(current) = self.object(bucket, key).await? else { return Ok(None) };
+        let mut current = self.object(bucket, key).await?;
+        for _ in 0..RETRIES {
+            let Some(seen) = current else { return Ok(None) };
+            let raw = seen.raw.clone();
+            if let Some(at) = self.version_beside(bucket, key, which, seen).await? {
+                return Ok(Some(at));
+            }
+            // It may have become the current one since that was read: then that is another now.
+            current = self.object(bucket, key).await?;
+            if current.as_ref().is_some_and(|again| again.raw == raw) {
+                return Ok(None);
+            }
+        }
+        Err(Kind::SlowDown.into())
+    }
+
+    /// A version that is, or is older than, this current one.
+    async fn version_beside(
+        &self,
+        bucket: BucketId,
+        key: &str,
+        which: Which,
+        current: Seen<Object>,
+    ) -> Result<Option<At>> {
         let is_it = match which {
             Which::Current => true,
             Which::Null => current.value.version.is_none(),

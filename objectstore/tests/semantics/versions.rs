@@ -1,7 +1,16 @@
 //! Versions, delete markers, the null version, their listing, object lock and tags.
 
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use karri_bulk::BulkStore;
 use karri_engine::sim::Rng;
+use karri_meta::memory::MemoryStore;
+use karri_meta::{Batch, MetaError, MetaStore, Pair, Scan};
+use karri_objectstore::core::Core;
+use karri_objectstore::keys;
+use karri_objectstore::versions::Which;
 
 use crate::client::{Answer, Walrus};
 use crate::{data, run};
@@ -394,5 +403,68 @@ fn tags() {
         assert_eq!(attributes.one("ObjectSize"), "0");
         assert_eq!(attributes.one("ETag"), "d41d8cd98f00b204e9800998ecf8427e");
         assert_eq!(attributes.all("StorageClass"), Vec::<String>::new());
+    });
+}
+
+/// Records that change right before the first look at an older version.
+struct Meanwhile {
+    inner: MemoryStore,
+    change: Mutex<Option<Batch>>,
+}
+
+impl MetaStore for Meanwhile {
+    fn get(&self, key: Bytes) -> BoxFuture<'_, Result<Option<Bytes>, MetaError>> {
+        Box::pin(async move {
+            let change = if key.starts_with(b"V") { self.change.lock().unwrap().take() } else { None };
+            if let Some(change) = change {
+                self.inner.commit(change).await?;
+            }
+            self.inner.get(key).await
+        })
+    }
+    fn multi_get(&self, keys: Vec<Bytes>) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, MetaError>> {
+        self.inner.multi_get(keys)
+    }
+    fn scan(&self, scan: Scan) -> BoxFuture<'_, Result<Vec<Pair>, MetaError>> {
+        self.inner.scan(scan)
+    }
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<(), MetaError>> {
+        self.inner.commit(batch)
+    }
+    fn checkpoint(&self, to: std::path::PathBuf) -> BoxFuture<'_, Result<(), MetaError>> {
+        self.inner.checkpoint(to)
+    }
+}
+
+/// It moves when what is above it is deleted: between two looks it was found nowhere, so that its DELETE did nothing.
+#[test]
+fn a_version_that_becomes_the_current_one_is_found() {
+    run(|| async {
+        let w = Walrus::new().await;
+        w.put("/bucket", "").await.ok();
+        versioning(&w, "bucket", "Enabled").await.ok();
+        let (older, newer) = (put(&w, "k", "older").await, put(&w, "k", "newer").await);
+        let id = w.core.known("bucket").await.unwrap().bucket().id;
+        let records = async || {
+            let mut all = w.meta.scan(Scan::new(keys::objects_of(id), 10)).await.unwrap();
+            all.extend(w.meta.scan(Scan::new(keys::versions_of(id), 10)).await.unwrap());
+            all
+        };
+        let turn = |from: &[Pair], to: &[Pair]| Batch {
+            dels: from.iter().map(|(key, _)| key.clone()).collect(),
+            puts: to.to_vec(),
+            ..Batch::new()
+        };
+        let before = records().await;
+        delete(&w, &format!("k?versionId={newer}")).await.ok();
+        let after = records().await;
+        assert_eq!((before.len(), after.len()), (2, 1));
+        w.meta.commit(turn(&after, &before)).await.unwrap();
+        let meta = Meanwhile { inner: w.meta.clone(), change: Mutex::new(Some(turn(&before, &after))) };
+        let core = Core::new(Arc::new(meta), w.bulk.clone(), w.core.shared.clone());
+        let found = core.version(id, "k", Which::new(Some(&older)).unwrap()).await.unwrap().expect("it is there");
+        assert_eq!((found.seen.value.version_text(), found.current.is_none()), (older, true));
+        let gone = core.version(id, "k", Which::new(Some(&newer)).unwrap()).await.unwrap();
+        assert!(gone.is_none());
     });
 }
