@@ -470,6 +470,13 @@ async fn keep(
         let store = LocalStore::open_or_format(disk, &path.display().to_string(), Options::default()).await?;
         let Settings { clock, region, metrics, master, operator, outbound } = settings;
         let shared = Shared::open(&meta, clock, region, metrics, master).await?;
+        let fits = shared.vault.fits(&*meta).await;
+        if !fits.map_err(|e| StartError::Config { what: format!("a key of the key service cannot be read: {e}") })? {
+            // Before anything is written that only the wrong one opens.
+            let what = "the keys of the key service do not open with this master key: put back the file master.key that \
+                        this store was made with (if there was none, the one there was made just now)";
+            return Err(StartError::Config { what: what.into() });
+        }
         if let Some(path) = operator.audit_file() {
             let audit = Audit::open(path, shared.metrics.clone())
                 .map_err(|e| StartError::Config { what: format!("audit_log {}: {e}", path.display()) })?;

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use karri_bulk::BulkStore;
-use karri_meta::{Batch, MetaError};
+use karri_meta::{Batch, MetaError, MetaStore, Scan};
 
 use crate::core::Core;
 use crate::crypt::{Secret, WRAPPED};
@@ -65,6 +65,16 @@ impl Vault {
             }
             Err(e) => Err(e),
         }
+    }
+
+    /// Whether the keys that a store has open with this master key; one is tried, all are wrapped by the same.
+    ///
+    /// # Errors
+    /// The store's; `InternalError` for a record that is damaged.
+    pub async fn fits(&self, meta: &dyn MetaStore) -> Result<bool> {
+        let mut some = meta.scan(Scan::prefix(keys::vault(""), 1)).await?;
+        let Some((_, record)) = some.pop() else { return Ok(true) };
+        Ok(self.master.unwrap(&read(&record)?, ABOUT).is_ok())
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, Secret>> {
@@ -127,6 +137,21 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+
+    #[test]
+    fn only_the_store_s_own_master_key_fits() {
+        karri_engine::sim::run(1, |_| async {
+            let (meta, own) = (karri_meta::memory::MemoryStore::new(), Secret::new());
+            let (vault, other) = (Vault::new(own.clone()), Vault::new(Secret::new()));
+            assert!(vault.fits(&meta).await.unwrap() && other.fits(&meta).await.unwrap(), "there is no key yet");
+            let mut record = Writer::new(b'K');
+            record.field(1, &own.wrap(&Secret::new(), ABOUT));
+            meta.commit(Batch::new().put(keys::vault("s3"), record.finish())).await.unwrap();
+            assert!(vault.fits(&meta).await.unwrap() && !other.fits(&meta).await.unwrap());
+            meta.commit(Batch::new().put(keys::vault("s3"), "x")).await.unwrap();
+            assert!(vault.fits(&meta).await.is_err());
+        });
+    }
 
     #[test]
     fn the_master_key_is_made_once_and_for_its_owner() {
