@@ -171,6 +171,17 @@ fn read_users(text: &str) -> Result<Vec<Seed>> {
     users.user.into_iter().map(User::seed).collect()
 }
 
+/// Refuses an access key that two have: only one of them could sign in.
+fn check_distinct(seeds: &[Seed]) -> Result<()> {
+    for (at, seed) in seeds.iter().enumerate() {
+        if let Some(other) = seeds[..at].iter().find(|other| other.access_key_id == seed.access_key_id) {
+            let (id, name, other) = (&seed.access_key_id, &seed.name, &other.name);
+            bail!("the access key {id} is there twice, of {other:?} and {name:?}; give each a key of its own");
+        }
+    }
+    Ok(())
+}
+
 /// Whom an S3 without IAM knows.
 fn key(seed: Seed) -> Result<Key> {
     if !seed.administrator {
@@ -195,6 +206,7 @@ pub fn serve(asked: Serve) -> Result<ExitCode> {
     if let Some(path) = &asked.users {
         let text = std::fs::read_to_string(path).with_context(|| format!("--users {}", path.display()))?;
         seeds.extend(read_users(&text).with_context(|| format!("--users {}", path.display()))?);
+        check_distinct(&seeds).with_context(|| format!("--users {}", path.display()))?;
     }
     let mut operator = asked.settings.as_deref().map(Operator::read).transpose()?.unwrap_or_default();
     if !asked.domains.is_empty() {
@@ -289,6 +301,9 @@ mod tests {
         assert_eq!(arns, ["arn:aws:iam::000000000001:user/NAME", "arn:aws:iam::000000000001:root"]);
         assert!(read_users(&text.replace("000000000001", "1")).is_err());
         assert!(read_users("[[user]]\nname = \"x\"\n").is_err());
+        let said = check_distinct(&read_users(&text).unwrap()).unwrap_err().to_string();
+        assert!(said.contains("\"NAME\" and \"root\""), "{said}");
+        check_distinct(&read_users(&text.replacen("\"a\"", "\"b\"", 1)).unwrap()).unwrap();
         let limited = read_users(&format!("[[user]]\n{user}administrator = false\n")).unwrap().remove(0);
         assert!(!format!("{limited:?}").contains("\"s\""));
         assert!(key(limited).unwrap_err().to_string().contains("--iam"));

@@ -23,7 +23,7 @@ use bytes::Bytes;
 use karri_bulk::BlobId;
 
 /// Bytes kept where nothing else is said.
-pub const ROOM: u64 = 192 << 20;
+pub const ROOM: u64 = 256 << 20;
 /// Windows below are not kept: what they save is small beside what keeping them takes.
 const LEAST: usize = 16 << 10;
 /// Places that are remembered: a power of two.
